@@ -1,0 +1,1 @@
+"""Sources of images, the pack, and the batches read from it."""

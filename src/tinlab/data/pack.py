@@ -1,0 +1,236 @@
+"""The pack: a data set decoded once.
+
+A folder that holds
+
+    pack.json               what is in it: classes, splits, digests, moments, the source
+    train.npy               uint8 (N, size, size, 3), channels last; the rows of `train`, then those of `tune`
+    train.labels.npy        int64 (N,); -1 where the label was never published
+    train.names.json        N strings: the path of each image inside its source
+    val.npy, test.npy, ...  likewise
+
+`tune` is held out of the training images when the pack is made, and lies at the end of their rows, so that
+`train`, `tune` and `train+tune` are slices of one array and each has moments of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinlab.errors import TinlabError
+
+FORMAT = 1
+UNLABELLED = -1
+BOTH = "train+tune"
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class: its id in the source (a wnid in Tiny ImageNet) and its words for people."""
+
+    id: str
+    words: str
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Where a split's rows lie, and their sums.
+
+    `channel_sum` and `channel_square_sum` are sums over the pixels of the rows, of values in 0..255 and of
+    their squares, for red, green and blue, so that the moments of any union of splits are exact.
+    """
+
+    file: str
+    start: int
+    stop: int
+    channel_sum: tuple[float, float, float]
+    channel_square_sum: tuple[float, float, float]
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class PackInfo:
+    """What pack.json says.
+
+    `files` gives, for every other file of the pack, its xxh3_128 digest in hex. `source` says where the
+    images came from: `kind` (official_zip, official_folder, class_folders, parquet, rendered), `name`, and
+    `content_digest`, the SHA-256 over the sorted lines `SHA256  PATH` of every file read.
+    """
+
+    name: str
+    image_size: int
+    classes: tuple[ClassInfo, ...]
+    splits: dict[str, SplitInfo]
+    files: dict[str, str]
+    source: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> PackInfo:
+        """Raises KeyError, TypeError or ValueError where `value` is not a pack's description."""
+        if value["format"] != FORMAT:
+            raise ValueError(f"it has format {value['format']}, and this tinlab reads format {FORMAT}")
+        return PackInfo(
+            name=str(value["name"]),
+            image_size=int(value["image_size"]),
+            classes=tuple(ClassInfo(str(c["id"]), str(c["words"])) for c in value["classes"]),
+            splits={
+                str(name): SplitInfo(
+                    file=str(split["file"]),
+                    start=int(split["start"]),
+                    stop=int(split["stop"]),
+                    channel_sum=_triple(split["channel_sum"]),
+                    channel_square_sum=_triple(split["channel_square_sum"]),
+                )
+                for name, split in value["splits"].items()
+            },
+            files={str(name): str(digest) for name, digest in value["files"].items()},
+            source=dict(value["source"]),
+            notes=tuple(str(note) for note in value.get("notes", ())),
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of a pack: `images` uint8 (N, size, size, 3), `labels` int64 (N,), `names` N strings.
+
+    `images` is memory-mapped: indexing it reads from the disk, or from the page cache.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    pack: Pack = field(repr=False)
+    file: str
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        return len(self) > 0 and bool((self.labels != UNLABELLED).all())
+
+    @cached_property
+    def names(self) -> list[str]:
+        every: list[str] = json.loads((self.pack.path / f"{self.file}.names.json").read_text("utf-8"))
+        return every[self.start : self.start + len(self)]
+
+
+class Pack:
+    """An opened pack. `Pack.open(path)` checks what is cheap to check; `verify()` reads every byte."""
+
+    def __init__(self, path: Path, info: PackInfo) -> None:
+        self.path = path
+        self.info = info
+
+    @classmethod
+    def open(cls, path: str | Path) -> Pack:
+        """Open the pack in folder `path`. Raises TinlabError where there is none, or a damaged one."""
+        path = Path(path)
+        description = path / "pack.json"
+        if not description.is_file():
+            raise TinlabError(
+                f"{path} is not a pack (no pack.json); make one: 'tinlab data pack SOURCE --out {path}'"
+            )
+        try:
+            info = PackInfo.from_json(json.loads(description.read_text("utf-8")))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TinlabError(f"{description} cannot be read ({error}); pack the source again") from error
+        pack = cls(path, info)
+        for name in info.splits:
+            pack.split(name)
+        return pack
+
+    @property
+    def digest(self) -> str:
+        """Identifies the pack's images, labels and classes; does not depend on where the pack lies."""
+        import xxhash
+
+        content = {
+            "classes": [[c.id, c.words] for c in self.info.classes],
+            "files": dict(sorted(self.info.files.items())),
+            "splits": {n: [s.file, s.start, s.stop] for n, s in sorted(self.info.splits.items())},
+        }
+        return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.info.splits)
+
+    def split(self, name: str) -> Split:
+        """The rows of split `name`, or of `train+tune`. Raises TinlabError where the pack lacks it."""
+        parts = [self._split_info(part) for part in (("train", "tune") if name == BOTH else (name,))]
+        file, start, stop = parts[0].file, parts[0].start, parts[-1].stop
+        try:
+            images = np.load(self.path / f"{file}.npy", mmap_mode="r", allow_pickle=False)
+            labels = np.load(self.path / f"{file}.labels.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise TinlabError(f"{self.path} is damaged ({file}: {error}); pack the source again") from error
+        size = self.info.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or len(images) != len(labels):
+            raise TinlabError(
+                f"{self.path} is damaged: {file}.npy has shape {images.shape}; pack the source again"
+            )
+        if not 0 <= start <= stop <= len(images):
+            raise TinlabError(
+                f"{self.path} is damaged: pack.json puts {name} at rows {start} to {stop}; pack again"
+            )
+        return Split(name, images[start:stop], labels[start:stop].astype(np.int64), self, file, start)
+
+    def moments(self, name: str = BOTH) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation a channel, float64 (3,), of values scaled to 0..1, over a split."""
+        parts = [self._split_info(part) for part in (("train", "tune") if name == BOTH else (name,))]
+        pixels = sum(part.count for part in parts) * self.info.image_size**2
+        if pixels == 0:
+            raise TinlabError(f"{self.path} has no images in {name}")
+        mean = np.sum([part.channel_sum for part in parts], axis=0) / pixels
+        square = np.sum([part.channel_square_sum for part in parts], axis=0) / pixels
+        return mean / 255, np.sqrt(np.maximum(square - mean**2, 0)) / 255
+
+    def verify(self) -> None:
+        """Read every file and compare its digest. Raises TinlabError that names a file that differs."""
+        import xxhash
+
+        for name, expected in self.info.files.items():
+            state = xxhash.xxh3_128()
+            try:
+                with (self.path / name).open("rb") as file:
+                    while block := file.read(1 << 22):
+                        state.update(block)
+            except OSError as error:
+                raise TinlabError(
+                    f"{self.path / name} cannot be read ({error.strerror}); pack again"
+                ) from error
+            if state.hexdigest() != expected:
+                raise TinlabError(
+                    f"{self.path / name} is not what was packed (its digest differs); pack again"
+                )
+
+    def _split_info(self, name: str) -> SplitInfo:
+        try:
+            return self.info.splits[name]
+        except KeyError:
+            raise TinlabError(
+                f"{self.path} has no split '{name}'; it has {', '.join(self.info.splits)}"
+            ) from None
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(v) for v in values)
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ValueError("a channel's sum is not finite")
+    return red, green, blue

@@ -1,0 +1,1 @@
+"""Predict once; every measure reads the saved logits."""
