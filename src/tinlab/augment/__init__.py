@@ -1,0 +1,1 @@
+"""Augmentation: pure functions on whole batches, on the training device."""

@@ -1,0 +1,46 @@
+"""Random numbers that are a pure function of (seed, epoch, sample, use).
+
+Nothing is carried from one batch to the next, so a resumed run has nothing to wind forward, and a sample
+gets the same draws whatever batch, device or rank it lands on. The arithmetic is 32-bit integers held in
+int64, which every device does alike; the mixing is the finaliser of MurmurHash3 (Appleby, public domain),
+applied after each word.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def uniform(seed: int, use: str, epochs: Tensor, samples: Tensor) -> Tensor:
+    """Uniform draws in [0, 1) with 24 bits, one a sample.
+
+    `use` names what the draw is for, so that two operations never share one; `epochs` and `samples` are
+    int64 (B,). Returns float32 (B,) on their device.
+    """
+    state = _mix(torch.full_like(samples, zlib.crc32(use.encode())) ^ (seed & _MASK))
+    state = _mix(state ^ (seed >> 32 & _MASK))
+    state = _mix(state ^ (epochs & _MASK))
+    state = _mix(state ^ (samples & _MASK))
+    return (state >> 8).to(torch.float32) * 2.0**-24
+
+
+def _mix(h: Tensor) -> Tensor:
+    """Spread each bit of the 32-bit words in `h` (int64) over all the others."""
+    h = (h + 0x9E3779B9) & _MASK  # so that zero is not a fixed point
+    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK
+    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _MASK
+    return h ^ (h >> 16)
+
+
+def seed_for_step(seed: int, step: int) -> int:
+    """The seed of torch's own generator in one step, for dropout and the like: 63 bits, from (seed, step)."""
+    words = torch.tensor([seed & _MASK, seed >> 32 & _MASK, step & _MASK, step >> 32 & _MASK])
+    high, low = torch.tensor([0x2545F491]), torch.tensor([0x4F6CDD1D])
+    for word in words:
+        high, low = _mix(high ^ word), _mix(low ^ word)
+    return (int(high) << 31) ^ int(low)

@@ -1,0 +1,40 @@
+"""Where and how the arithmetic is done: devices, memory order, precision."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from tinlab.errors import TinlabError
+from tinlab.recipe import Compute
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is cuda, or else mps, or else cpu.
+
+    Raises TinlabError where it is not there.
+    """
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise TinlabError(f"--device {name} cannot be used here ({reason}); try --device cpu") from error
+    return device
+
+
+def place(model: nn.Module, compute: Compute, device: torch.device) -> nn.Module:
+    """`model` on `device`, in the memory order that the recipe asks for."""
+    memory = torch.channels_last if compute.channels_last else torch.contiguous_format
+    return model.to(device=device, memory_format=memory)  # type: ignore[call-overload]
+
+
+def autocast(compute: Compute, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context in which the forward pass runs."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute.precision == "bf16")

@@ -1,0 +1,89 @@
+"""From a pack's rows to shuffled batches, read by index: no worker processes, nothing to wind forward.
+
+Training images come as one endless stream: permutation after permutation of the training rows, cut into
+batches of one size. Which images step s holds is a pure function of (seed, s).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinlab.data.pack import Split
+from tinlab.errors import TinlabError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images` uint8 (B, H, W, 3), `labels`, `samples` (row in the split) and `epochs` int64 (B,)."""
+
+    images: Tensor
+    labels: Tensor
+    samples: Tensor
+    epochs: Tensor
+
+
+class Batches:
+    """The endless stream of training batches over some rows of a split.
+
+    The images stay memory-mapped, or lie on the device where that is a GPU.
+    """
+
+    def __init__(
+        self, split: Split, rows: np.ndarray, batch_size: int, seed: int, device: torch.device
+    ) -> None:
+        if len(rows) == 0:
+            raise TinlabError(f"{split.pack.path} has no images in {split.name} to train on")
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = device
+        self._images: np.ndarray | Tensor = split.images
+        if device.type == "cuda":
+            self._images = torch.from_numpy(np.array(split.images)).to(device)
+        self._labels = split.labels
+        self._orders: dict[int, np.ndarray] = {}
+
+    def at(self, step: int) -> Batch:
+        """The batch of step `step`, counted from 0."""
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(places, len(self.rows))
+        samples = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            samples[here] = self._order(int(epoch))[places[here]]
+        samples = self.rows[samples]
+        on_device = torch.from_numpy(samples).to(self.device)
+        if isinstance(self._images, Tensor):
+            images = self._images[on_device]
+        else:
+            images = torch.from_numpy(self._images[samples])
+        return Batch(
+            images=images,  # (B, H, W, 3)
+            labels=torch.from_numpy(self._labels[samples]).to(self.device),
+            samples=on_device,
+            epochs=torch.from_numpy(epochs).to(self.device),
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The permutation of pass `epoch`; the last two are kept, since a batch can span both."""
+        if epoch not in self._orders:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed & (2**64 - 1), epoch]))
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = generator.permutation(len(self.rows))
+        return self._orders[epoch]
+
+
+def chosen_rows(split: Split, images_per_class: int | None) -> np.ndarray:
+    """The rows of `split` to train on, int64 (N,): all, or the first `images_per_class` of each class."""
+    if not split.labelled:
+        raise TinlabError(f"{split.pack.path} has no labels in {split.name}, so it cannot be trained on")
+    if images_per_class is None:
+        return np.arange(len(split))
+    order = np.argsort(split.labels, kind="stable")
+    labels = split.labels[order]
+    rank = np.arange(len(labels)) - np.searchsorted(labels, labels)  # (N,) place inside the class
+    return np.sort(order[rank < images_per_class])

@@ -1,0 +1,248 @@
+"""The run folder: what was trained, how, and what came out.
+
+recipe.json          the resolved recipe; can be given back to `tinlab train`
+run.json             seed, pack, preprocessing, when it began
+classes.json         ids and words, in the order of the network's outputs
+environment.json     hardware, versions, commit, pack digest, command
+metrics.jsonl        the curves, one JSON object a line
+tensorboard/         the same, for TensorBoard
+checkpoints/         see tinlab.training.checkpoint
+predictions/         logits of a split, saved once
+result.json          one row: the numbers of the finished run
+report.html          the page
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tinlab import __version__
+from tinlab.data.pack import ClassInfo, Pack
+from tinlab.errors import TinlabError
+from tinlab.files import read_json, write_json, write_text
+from tinlab.recipe import Recipe, read_recipe
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an image before the network: resized to `image_size`, scaled to 0..1, minus `mean`,
+    over `std`."""
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder."""
+
+    path: Path
+    recipe: Recipe
+    seed: int
+    pack: str
+    pack_digest: str
+    preprocessing: Preprocessing
+    classes: tuple[ClassInfo, ...]
+    started_at: str
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The row in result.json, or None while the run is not finished."""
+        return _json_or_none(self.path / "result.json")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return _json_or_none(self.path / "environment.json") or {}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl. A last line that a kill cut short is left out."""
+        return read_metrics(self.path / "metrics.jsonl")
+
+
+def create(out: Path, recipe: Recipe, seed: int, pack: Pack, preprocessing: Preprocessing) -> Run:
+    """Make a new run folder inside `out`, named after the recipe, the seed and the time (UTC)."""
+    started = datetime.now(UTC)
+    stem = f"{recipe.name}-s{seed}-{started:%Y%m%d-%H%M%S}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            path = out / (stem if attempt == 1 else f"{stem}-{attempt}")
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise TinlabError(f"no run folder can be made in {out}: {error.strerror}") from error
+    write_json(path / "recipe.json", recipe.model_dump(mode="json"))
+    write_json(path / "classes.json", [asdict(c) for c in pack.info.classes])
+    # run.json is written last: a folder without it is not a run yet.
+    write_json(
+        path / "run.json",
+        {
+            "seed": seed,
+            "pack": str(pack.path.resolve()),
+            "pack_digest": pack.digest,
+            "preprocessing": asdict(preprocessing),
+            "started_at": started.isoformat(timespec="seconds"),
+        },
+    )
+    return open_run(path)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open run folder `path`. Raises TinlabError where it is none, or a damaged one."""
+    path = Path(path)
+    if not (path / "run.json").is_file():
+        raise TinlabError(f"{path} is not a run folder (no run.json); 'tinlab runs' lists those there are")
+    try:
+        about = read_json(path / "run.json")
+        classes = read_json(path / "classes.json")
+        shown = about["preprocessing"]
+        return Run(
+            path=path,
+            recipe=read_recipe(path / "recipe.json"),
+            seed=int(about["seed"]),
+            pack=str(about["pack"]),
+            pack_digest=str(about["pack_digest"]),
+            preprocessing=Preprocessing(
+                int(shown["image_size"]), _triple(shown["mean"]), _triple(shown["std"])
+            ),
+            classes=tuple(ClassInfo(str(c["id"]), str(c["words"])) for c in classes),
+            started_at=str(about["started_at"]),
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise TinlabError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def list_runs(out: Path) -> list[Run]:
+    """The runs directly inside folder `out`, oldest first; a damaged one is left out."""
+    runs = []
+    for path in sorted(out.glob("*/run.json")) if out.is_dir() else []:
+        try:
+            runs.append(open_run(path.parent))
+        except TinlabError:
+            continue
+    return sorted(runs, key=lambda run: run.started_at)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run folder for this process. The lock dies with the process, however that ends."""
+    import fcntl
+
+    with (run / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TinlabError(f"{run} is being trained by another process; wait for it or end it") from None
+        yield
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of `path`, without lines that a kill cut short; none where there is no file."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines
+
+
+def keep_metrics_until(path: Path, step: int) -> None:
+    """Drop the points after `step`, which a resumed run will measure again."""
+    kept = [line for line in read_metrics(path) if line.get("step", 0) <= step]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def describe_environment(pack: Pack, device: str) -> dict[str, Any]:
+    """Hardware, versions, commit and pack: what environment.json holds."""
+    import numpy as np
+    import torch
+
+    cuda = device.startswith("cuda")
+    return {
+        "tinlab": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "device": device,
+        "gpu": torch.cuda.get_device_name(device) if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
+        "commit": commit(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "recorded_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "pack": {
+            "name": pack.info.name,
+            "digest": pack.digest,
+            "source_kind": pack.info.source.get("kind"),
+            "content_digest": pack.info.source.get("content_digest"),
+            "image_size": pack.info.image_size,
+            "classes": len(pack.info.classes),
+            "counts": {name: split.count for name, split in pack.info.splits.items()},
+        },
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the source tree that runs, with a + where it has changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        # A copy installed into somebody else's checkout is not that checkout's code.
+        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
+        head = _git(folder, "rev-parse", "--short=12", "HEAD")
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", ":/")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _json_or_none(path: Path) -> dict[str, Any] | None:
+    try:
+        value = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

@@ -1,0 +1,1 @@
+"""The loop that every recipe goes through, and what it is made of."""

@@ -1,0 +1,410 @@
+"""The training loop: one loop, read from top to bottom, that every recipe goes through."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinlab import models, runs
+from tinlab.augment.draws import seed_for_step
+from tinlab.augment.policy import Policy
+from tinlab.compute import autocast, place, resolve_device
+from tinlab.data.batches import Batch, Batches, chosen_rows
+from tinlab.data.pack import Pack
+from tinlab.errors import TinlabError
+from tinlab.evaluation.metrics import Metrics, measure
+from tinlab.evaluation.predict import predict_split
+from tinlab.files import write_json
+from tinlab.recipe import Recipe
+from tinlab.runs import Preprocessing, Run
+from tinlab.training import checkpoint, optimizer
+from tinlab.training.signals import StopRequest
+
+POINTS_PER_EPOCH = 20
+"""How many points the training curve gets in one pass over the data."""
+
+
+class TrainingStopped(TinlabError):
+    """A signal ended the training after a step; everything is saved."""
+
+    def __init__(self, run: Path, step: int, total_steps: int, signal_number: int) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(
+            f"stopped by {name} after step {step} of {total_steps}; go on with: tinlab train --resume {run}"
+        )
+        self.exit_code = 128 + signal_number
+
+
+class Diverged(TinlabError):
+    """The loss, or a weight, is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher is told after each step or now and then."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    images_per_second: float
+    loss: float
+    top1_percent: float
+    image_size: int
+    seconds_left: float
+    held_out_top1_percent: float | None
+
+
+Watcher = Callable[[Progress], None]
+
+
+def train(
+    recipe: Recipe,
+    pack: Pack,
+    out: Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    checkpoint_seconds: float = 300,
+    watch: Watcher | None = None,
+    started: Callable[[Run], None] | None = None,
+) -> Run:
+    """Train `recipe` on `pack` in a new run folder inside `out`, and measure it on `val`.
+
+    A checkpoint is written every `checkpoint_seconds` (0: after every step) and at the end. `started` is
+    told the run once its folder is there; `watch` is told the progress. Raises TrainingStopped after a
+    signal, Diverged when the loss is not finite, TinlabError for a recipe that does not fit the pack.
+    """
+    recipe_fits(recipe, pack)
+    chosen = resolve_device(device)
+    run = runs.create(out, recipe, seed, pack, preprocessing(recipe, pack))
+    return _go(run, pack, chosen, checkpoint_seconds, watch, started)
+
+
+def resume(
+    path: Path,
+    *,
+    pack: Pack | None = None,
+    device: str = "auto",
+    checkpoint_seconds: float = 300,
+    watch: Watcher | None = None,
+    started: Callable[[Run], None] | None = None,
+) -> Run:
+    """Go on with the run in folder `path` from its last checkpoint, as `train` would have.
+
+    On a CPU the final weights equal those of an uninterrupted run bit for bit. Raises as `train` does, and
+    TinlabError where the pack is not the one that the run began with.
+    """
+    run = runs.open_run(path)
+    pack = pack or Pack.open(run.pack)
+    if pack.digest != run.pack_digest:
+        raise TinlabError(
+            f"{pack.path} is not the pack that {path} was trained on (digest {pack.digest[:12]}, not "
+            f"{run.pack_digest[:12]}); name that one with --data"
+        )
+    return _go(run, pack, resolve_device(device), checkpoint_seconds, watch, started)
+
+
+def _go(
+    run: Run,
+    pack: Pack,
+    device: torch.device,
+    checkpoint_seconds: float,
+    watch: Watcher | None,
+    started: Callable[[Run], None] | None,
+) -> Run:
+    with runs.locked(run.path), StopRequest() as stop:
+        if started is not None:
+            started(run)
+        if run.result is None:
+            write_json(run.path / "environment.json", runs.describe_environment(pack, str(device)))
+            _train(run, pack, device, checkpoint_seconds, watch, stop)
+    return run
+
+
+def _train(
+    run: Run,
+    pack: Pack,
+    device: torch.device,
+    checkpoint_seconds: float,
+    watch: Watcher | None,
+    stop: StopRequest,
+) -> None:
+    recipe, seed = run.recipe, run.seed
+    train_split = pack.split(recipe.data.train_split)
+    held_out = pack.split("tune" if recipe.data.train_split == "train" else "val")
+    rows = chosen_rows(train_split, recipe.data.images_per_class)
+    total_steps = recipe.schedule.total_steps(len(rows))
+    steps_per_epoch = len(rows) / recipe.schedule.batch_size
+    log_every = max(1, round(steps_per_epoch / POINTS_PER_EPOCH))
+    evaluate_every = max(1, round(steps_per_epoch * recipe.evaluate_every_epochs))
+
+    batches = Batches(train_split, rows, recipe.schedule.batch_size, seed, device)
+    shown = run.preprocessing
+    policy = Policy(recipe.augment, torch.tensor(shown.mean), torch.tensor(shown.std), seed)
+    torch.manual_seed(seed)
+    model = place(models.build(recipe.model, len(run.classes)), recipe.compute, device)
+    updater = optimizer.build(recipe.optimizer, model)
+    # What is compiled is a second face of the same weights: saving and measuring go through the raw module.
+    network = torch.compile(model) if recipe.compute.compile else model
+
+    state = checkpoint.State()
+    if (last := checkpoint.latest(run.path)) is not None:
+        state = checkpoint.restore(last, model, updater, device)
+    runs.keep_metrics_until(run.path / "metrics.jsonl", state.step)
+
+    def save() -> None:
+        # The loss shows a spoilt weight one step late: look at the weights before they replace good ones.
+        if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+            raise _diverged(run, state.step, rate)
+        checkpoint.save(run.path, model, updater, state)
+
+    with _Curves(run, state.step) as curves:
+        meter = _Meter(device)
+        began, elapsed_before = time.perf_counter(), state.elapsed_seconds
+        saved_at = began
+        held_out_top1: float | None = None
+        rate = 0.0
+        model.train()
+        while state.step < total_steps:
+            step_began = time.perf_counter()
+            size = size_at(recipe.data.image_sizes, state.step, total_steps)
+            rate = optimizer.learning_rate(recipe.schedule, recipe.optimizer.peak_lr, state.step, total_steps)
+            for group in updater.param_groups:
+                group["lr"] = rate
+
+            torch.manual_seed(seed_for_step(seed, state.step))
+            batch = batches.at(state.step)
+            inputs = policy.apply(batch.images, batch.epochs, batch.samples, size)  # (B, 3, size, size)
+            loss, correct = forward_backward(network, inputs, batch, recipe)
+            updater.step()
+            updater.zero_grad(set_to_none=True)
+
+            state.step += 1
+            meter.add(loss, correct, len(batch.labels))
+            due = state.step % log_every == 0 or state.step == total_steps or stop.signal_number != 0
+            if device.type == "cpu" or due:
+                # On a GPU this is where the host waits for it; on a CPU there is nothing to wait for.
+                meter.drain(state)
+                if not np.isfinite(state.window_loss):
+                    raise _diverged(run, state.step, rate)
+            now = time.perf_counter()
+            state.train_seconds += now - step_began
+            state.window_seconds += now - step_began
+            state.elapsed_seconds = elapsed_before + now - began
+
+            if watch is not None and state.window_images:
+                watch(_progress(state, total_steps, steps_per_epoch, size, held_out_top1))
+            if state.step % log_every == 0 or state.step == total_steps:
+                curves.add(_train_point(state, steps_per_epoch, rate, size))
+                state.window_loss, state.window_correct = 0.0, 0
+                state.window_images, state.window_seconds = 0, 0.0
+            if state.step % evaluate_every == 0 and state.step < total_steps and stop.signal_number == 0:
+                predictions = predict_split(model, shown, held_out, recipe.compute, device)
+                model.train()
+                measured = measure(predictions.logits, predictions.labels)
+                held_out_top1 = measured.top1_percent
+                curves.add(_eval_point(state, steps_per_epoch, held_out.name, measured))
+                state.elapsed_seconds = elapsed_before + time.perf_counter() - began
+
+            stopping = stop.signal_number != 0 and state.step < total_steps
+            if stopping or state.step == total_steps or time.perf_counter() - saved_at >= checkpoint_seconds:
+                save()
+                saved_at = time.perf_counter()
+            if stopping:
+                raise TrainingStopped(run.path, state.step, total_steps, stop.signal_number)
+
+        about = {"step": str(state.step)}
+        final = predict_split(model, shown, pack.split("val"), recipe.compute, device, about)
+        final.save(run.path / "predictions" / "val.safetensors")
+        measured = measure(final.logits, final.labels)
+        curves.add(_eval_point(state, steps_per_epoch, "val", measured))
+    state.elapsed_seconds = elapsed_before + time.perf_counter() - began
+    write_json(run.path / "result.json", _result(run, state, steps_per_epoch, measured, model, len(rows)))
+
+
+def forward_backward(
+    network: Callable[[Tensor], Tensor], inputs: Tensor, batch: Batch, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradients of one batch. Returns its mean loss and number correct, scalars on the device."""
+    with autocast(recipe.compute, inputs.device):
+        logits = network(inputs)  # (B, classes)
+    logits = logits.float()
+    loss = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.loss.label_smoothing)
+    loss.backward()
+    return loss.detach(), (logits.detach().argmax(dim=1) == batch.labels).sum()
+
+
+def size_at(sizes: tuple[int, ...], step: int, total_steps: int) -> int:
+    """The side of the training images in step `step`: each of `sizes` gets an equal share of the steps."""
+    return sizes[min(len(sizes) - 1, step * len(sizes) // total_steps)]
+
+
+def preprocessing(recipe: Recipe, pack: Pack) -> Preprocessing:
+    """What the recipe does to an image's values, from the moments of the images that it trains on."""
+    mean, std = pack.moments(recipe.data.train_split)
+    if recipe.data.normalise == "scale":
+        mean = np.zeros(3)
+    if recipe.data.normalise != "mean_std":
+        std = np.ones(3)
+    std = np.maximum(std, 1e-3)  # a channel that never changes
+    return Preprocessing(pack.info.image_size, _triple(mean), _triple(std))
+
+
+def recipe_fits(recipe: Recipe, pack: Pack) -> None:
+    """Raise TinlabError where `recipe` cannot be run on `pack`."""
+    needed = {"val", "train", "tune"}
+    if missing := sorted(needed - set(pack.splits)):
+        raise TinlabError(f"{pack.path} has no split '{missing[0]}', which training needs; pack again")
+    models.check(recipe.model)
+    for name in ("val", "tune"):
+        split = pack.split(name)
+        if not split.labelled:
+            raise TinlabError(f"{pack.path} has no labelled images in '{name}', which training needs")
+
+
+class _Meter:
+    """Sums over steps that stay on the device until they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss = torch.zeros((), device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._images = 0
+
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        self._loss += loss * images
+        self._correct += correct
+        self._images += images
+
+    def drain(self, state: checkpoint.State) -> None:
+        state.window_loss += self._loss.item()
+        state.window_correct += int(self._correct.item())
+        state.window_images += self._images
+        self._loss.zero_()
+        self._correct.zero_()
+        self._images = 0
+
+
+class _Curves:
+    """metrics.jsonl, the record, and TensorBoard's events beside it."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        self._path = run.path
+        self._step = step
+
+    def __enter__(self) -> _Curves:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._file: IO[str] = (self._path / "metrics.jsonl").open("a", encoding="utf-8")
+        # Points after the checkpoint are measured again: purge_step hides the ones written before.
+        self._board = SummaryWriter(str(self._path / "tensorboard"), purge_step=self._step + 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()
+
+    def add(self, point: dict[str, Any]) -> None:
+        self._file.write(json.dumps(point, allow_nan=False) + "\n")
+        self._file.flush()
+        folder = "train" if point["kind"] == "train" else point["split"]
+        for name in ("loss", "top1_percent", "top5_percent", "learning_rate", "images_per_second"):
+            if name in point:
+                self._board.add_scalar(f"{folder}/{name}", point[name], point["step"])
+
+
+def _train_point(state: checkpoint.State, steps_per_epoch: float, rate: float, size: int) -> dict[str, Any]:
+    return {
+        "kind": "train",
+        "step": state.step,
+        "epoch": round(state.step / steps_per_epoch, 4),
+        "loss": state.window_loss / state.window_images,
+        "top1_percent": 100 * state.window_correct / state.window_images,
+        "learning_rate": rate,
+        "images_per_second": round(state.window_images / state.window_seconds, 1),
+        "image_size": size,
+        "train_seconds": round(state.train_seconds, 3),
+        "elapsed_seconds": round(state.elapsed_seconds, 3),
+    }
+
+
+def _eval_point(
+    state: checkpoint.State, steps_per_epoch: float, split: str, measured: Metrics
+) -> dict[str, Any]:
+    return {
+        "kind": "eval",
+        "split": split,
+        "step": state.step,
+        "epoch": round(state.step / steps_per_epoch, 4),
+        "loss": measured.loss,
+        "top1_percent": measured.top1_percent,
+        "top5_percent": measured.top5_percent,
+        "train_seconds": round(state.train_seconds, 3),
+        "elapsed_seconds": round(state.elapsed_seconds, 3),
+    }
+
+
+def _progress(
+    state: checkpoint.State, total_steps: int, steps_per_epoch: float, size: int, held_out: float | None
+) -> Progress:
+    return Progress(
+        step=state.step,
+        total_steps=total_steps,
+        epoch=state.step / steps_per_epoch,
+        images_per_second=state.window_images / state.window_seconds,
+        loss=state.window_loss / state.window_images,
+        top1_percent=100 * state.window_correct / state.window_images,
+        image_size=size,
+        seconds_left=(total_steps - state.step) * state.train_seconds / state.step,
+        held_out_top1_percent=held_out,
+    )
+
+
+def _result(
+    run: Run,
+    state: checkpoint.State,
+    steps_per_epoch: float,
+    measured: Metrics,
+    model: nn.Module,
+    images: int,
+) -> dict[str, Any]:
+    return {
+        "recipe": run.recipe.name,
+        "recipe_digest": run.recipe.digest,
+        "seed": run.seed,
+        "split": "val",
+        "top1_percent": measured.top1_percent,
+        "top5_percent": measured.top5_percent,
+        "loss": measured.loss,
+        "images": measured.images,
+        "train_images": images,
+        "steps": state.step,
+        "epochs": round(state.step / steps_per_epoch, 4),
+        "train_seconds": round(state.train_seconds, 3),
+        "elapsed_seconds": round(state.elapsed_seconds, 3),
+        "images_per_second": round(state.step * run.recipe.schedule.batch_size / state.train_seconds, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+    }
+
+
+def _diverged(run: Run, step: int, rate: float) -> Diverged:
+    return Diverged(
+        f"the loss is not finite at step {step} (learning rate {rate:.3g}); try --set optimizer.peak_lr="
+        f"{run.recipe.optimizer.peak_lr / 3:.2g} or a longer schedule.warmup_fraction; "
+        f"{run.path} keeps its last checkpoint from before"
+    )
+
+
+def _triple(values: np.ndarray) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
