@@ -44,20 +44,21 @@ class LineChart:
 def line_chart(
     series: Sequence[Series],
     *,
+    x_high: float,
     label: str,
     height: int = 300,
     unit: str = "",
     from_zero: bool = False,
     clock: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> LineChart:
-    """Curves over epochs. `label` describes the chart to a screen reader; `unit` follows the numbers of the
-    vertical axis; `clock` is (epochs, train seconds), and adds an axis of minutes on top."""
-    x_high = max((max(s.x) for s in series if s.x), default=0.0) or 1.0
+    """Curves over epochs 0 to `x_high`. `label` describes the chart to a screen reader; `unit` follows the
+    numbers of the vertical axis; `clock` is (epochs, train seconds), and adds an axis of time on top."""
+    x_high = x_high or 1.0
     every = [value for s in series for value in s.y]
     lowest, highest = (min(every), max(every)) if every else (0.0, 1.0)
     y_ticks = ticks(0.0 if from_zero else lowest, highest, about=5)
     y_low, y_high = min(y_ticks[0], lowest), max(y_ticks[-1], highest)
-    top, bottom = (34 if clock else 12), height - 38
+    top, bottom = (34 if clock else 12), height - 44
 
     def across(x: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * x / x_high
@@ -184,7 +185,7 @@ def _minutes_axis(
         ((size, name) for size, name in ((3600, "h"), (60, "min")) if end >= 2 * size), (1, "s")
     )
     parts = [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{top - 6}" y2="{top - 6}"/>']
-    for value in ticks(0.0, end / per_unit, about=4, inside=True):
+    for value in ticks(0.0, end / per_unit, about=4, inside=True)[1:]:  # not 0, which stands below
         x = across(float(np.interp(value * per_unit, seconds, epochs)))
         parts.append(f'<line class="notch" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 10}" y2="{top - 6}"/>')
         parts.append(_text(x, top - 15, f"{plain(value)} {unit}", "middle"))

@@ -46,8 +46,10 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
     cursor.setAttribute("x2", at);
     cursor.setAttribute("visibility", "visible");
     series.forEach(({ x: xs, y }, i) => {
+      const value = y[nearest(xs, epoch)];
       const format = { minimumFractionDigits: digits, maximumFractionDigits: digits };
-      shown[i].textContent = y[nearest(xs, epoch)].toLocaleString("en", format) + unit;
+      // Without a number of decimals, three significant digits: a learning rate spans magnitudes.
+      shown[i].textContent = digits === null ? String(Number(value.toPrecision(3))) : value.toLocaleString("en", format) + unit;
     });
     const minutes = clock ? ` · ${(clock[1][nearest(clock[0], epoch)] / 60).toFixed(1)} min` : "";
     where.textContent = `epoch ${epoch.toFixed(1)}${minutes}`;

@@ -201,12 +201,22 @@ def _charts(record: RunRecord) -> list[Chart]:
     for place, split in enumerate(splits):
         points = tuple(point for point in record.held_out if point.split == split)
         curves.append((split, "held" if place == 0 else "second", points))
-    clock = _clock(record)
+    clock, alone = _clock(record), [("", "train", record.train)]
+    x_high = max((point.epoch for point in (*record.train, *record.held_out)), default=0.0)
     drawn = [
-        _chart("Loss", "loss", curves, digits=4, clock=clock),
-        _chart("Accuracy (top-1)", "top1_percent", curves, digits=2, unit="%", from_zero=True, clock=clock),
-        _chart("Learning rate", "learning_rate", curves[:1], digits=5, from_zero=True, height=190),
-        _chart("Images a second", "images_per_second", curves[:1], digits=0, from_zero=True, height=190),
+        _chart("Loss", "loss", curves, x_high, digits=4, clock=clock),
+        _chart(
+            "Accuracy (top-1)",
+            "top1_percent",
+            curves,
+            x_high,
+            digits=2,
+            unit="%",
+            from_zero=True,
+            clock=clock,
+        ),
+        _chart("Learning rate", "learning_rate", alone, x_high, digits=None, from_zero=True, height=190),
+        _chart("Images a second", "images_per_second", alone, x_high, digits=0, from_zero=True, height=190),
     ]
     return [chart for chart in drawn if chart is not None]
 
@@ -215,14 +225,16 @@ def _chart(
     title: str,
     field: str,
     curves: Sequence[tuple[str, str, Sequence[Point]]],
+    x_high: float,
     *,
-    digits: int,
+    digits: int | None,
     unit: str = "",
     from_zero: bool = False,
     height: int = 300,
     clock: tuple[list[float], list[float]] | None = None,
 ) -> Chart | None:
-    """The chart of one field of (name, style, points); None where no point has it."""
+    """The chart of one field of (name, style, points); None where no point has it. Values are told with
+    `digits` decimals, or with three significant digits where it is None."""
     series = []
     for name, style, points in curves:
         told = [(point.epoch, number(getattr(point, field))) for point in points]
@@ -231,10 +243,11 @@ def _chart(
             series.append(Series(name, *thinned([x for x, _ in kept], [y for _, y in kept]), style))
     if not series:
         return None
-    lasts = [f"{s.y[-1]:,.{digits}f}{unit}" for s in series]
-    ends = "; ".join(f"{s.name} ends at {last}" for s, last in zip(series, lasts, strict=True))
+    lasts = [f"{s.y[-1]:.3g}" if digits is None else f"{s.y[-1]:,.{digits}f}{unit}" for s in series]
+    ends = "; ".join(f"{s.name} ends at {last}".strip() for s, last in zip(series, lasts, strict=True))
     drawn = line_chart(
         series,
+        x_high=x_high,
         label=f"{title} over epochs: {ends}.",
         unit=unit,
         from_zero=from_zero,
@@ -247,7 +260,7 @@ def _chart(
         "digits": digits,
         "unit": unit,
         "clock": clock,
-        "series": [{"x": [round(x, 4) for x in s.x], "y": [round(y, 6) for y in s.y]} for s in series],
+        "series": [{"x": [round(x, 4) for x in s.x], "y": [float(f"{y:.6g}") for y in s.y]} for s in series],
     }
     keys = tuple(Key(s.name, s.style, last) for s, last in zip(series, lasts, strict=True))
     return Chart(title, drawn.svg, keys, json.dumps(data, separators=(",", ":")))

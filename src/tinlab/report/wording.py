@@ -88,8 +88,8 @@ def gap_sentence(record: RunRecord) -> str:
     gap = train - last.top1_percent
     side = "ahead of" if gap >= 0 else "behind"
     text = (
-        f"At epoch {last.epoch:g} the network has {train:.1f}% of the training images right, as it sees them "
-        f"(augmented), and {last.top1_percent:.1f}% of the {words}: "
+        f"In the epoch up to {last.epoch:g} the network had {train:.1f}% of the training images right, as it "
+        f"saw them (augmented), and after it {last.top1_percent:.1f}% of the {words}: "
         f"training runs {abs(gap):.1f} points {side} held-out accuracy."
     )
     measured = [p for p in record.held_out if p.split == last.split and math.isfinite(p.loss)]
