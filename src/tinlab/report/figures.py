@@ -143,12 +143,15 @@ def sorted_bars(percents: Sequence[float], *, label: str) -> str:
 
 
 def ticks(low: float, high: float, *, about: int, inside: bool = False) -> list[float]:
-    """Round numbers a round step apart that cover low to high, or that lie `inside` of it."""
+    """Round numbers a round step apart that cover low to high, or that lie `inside` of it (epochs and times,
+    which are not cut into quarters)."""
     if not high > low:
         low, high = (low - 0.5, high + 0.5) if not inside else (0.0, max(high, 1.0))
     rough = (high - low) / about
     scale = 10 ** math.floor(math.log10(rough))
-    step = next((scale * m for m in (1, 2, 2.5, 5) if rough <= scale * m), scale * 10)
+    step = next(
+        (scale * m for m in ((1, 2, 5) if inside else (1, 2, 2.5, 5)) if rough <= scale * m), scale * 10
+    )
     first, last = low / step, high / step
     start, stop = (
         (math.ceil(first - 1e-9), math.floor(last + 1e-9))

@@ -77,8 +77,8 @@ def render(record: RunRecord, pack: Pack | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # `safe` marks what figures.py drew and what lies beside this file; everything else is escaped.
-    environment.filters.update(safe=Markup, percent=wording.percent, shown=shown)
+    # Only what figures.py drew (`safe` in the template) and what lies beside this file goes in unescaped.
+    environment.filters.update(percent=wording.percent, shown=shown)
     return environment.get_template("page.html").render(
         **_content(record, pack),
         style=Markup((HERE / "page.css").read_text("utf-8")),
@@ -168,7 +168,8 @@ def _tiles(record: RunRecord, metrics: Metrics | None) -> list[tuple[str, str, s
     if metrics:
         low, high = metrics.top1_interval_percent
         add("Top-1", metrics.top1_percent, "{:.2f}%", f"{low:.2f} to {high:.2f}%")
-        add("Top-5", metrics.top5_percent, "{:.2f}%", "any of the first five")
+        if metrics.classes > 5:  # below that it says nothing
+            add("Top-5", metrics.top5_percent, "{:.2f}%", "any of the first five")
         add("Cross-entropy", metrics.loss, "{:.3f}", f"chance is {math.log(metrics.classes):.2f}")
         add("Calibration error", metrics.calibration_error_percent, "{:.2f}%", "expected, 15 bins")
     else:
