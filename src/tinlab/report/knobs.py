@@ -1,0 +1,100 @@
+"""A recipe as tables for people: one group of rows for each of its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+PROSE = ("name", "summary", "notes", "paper", "provenance")
+"""Fields that the page words elsewhere."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One row: `label` and `value` as shown; `kind` and `why` of its provenance, "" where none is given."""
+
+    label: str
+    value: str
+    kind: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class KnobGroup:
+    """One part of a recipe, such as its optimizer; `kind` and `why` where the whole part has a source."""
+
+    name: str
+    rows: tuple[Knob, ...]
+    kind: str = ""
+    why: str = ""
+
+
+def knob_groups(recipe: dict[str, Any]) -> list[KnobGroup]:
+    """The recipe's parts in its own order; what belongs to no part comes last, as "other"."""
+    sources = _sources(recipe)
+    groups, other = [], []
+    for name, value in recipe.items():
+        if name in PROSE:
+            continue
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value)):
+            groups.append(KnobGroup(name, tuple(_rows(value, name, "", sources)), *_source(sources, name)))
+        else:
+            other.append(Knob(_label(name), shown(value), *_source(sources, name)))
+    return [*groups, KnobGroup("other", tuple(other))] if other else groups
+
+
+def provenance_counts(recipe: dict[str, Any]) -> dict[str, int]:
+    """How many fields are stated, inferred, assumed or changed."""
+    sources = _sources(recipe)
+    counts: dict[str, int] = {}
+    for path in sources:
+        kind = _source(sources, path)[0]
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def shown(value: Any) -> str:
+    """A JSON value as a person would write it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(shown(v) for v in value) or "none"
+    if isinstance(value, dict):
+        return " · ".join(f"{_label(str(k))} {shown(v)}" for k, v in value.items()) or "none"
+    return str(value)
+
+
+def _rows(value: Any, path: str, prefix: str, sources: dict[str, Any]) -> list[Knob]:
+    if isinstance(value, list):  # a sequence of operations, in order
+        rows = []
+        for place, item in enumerate(value, start=1):
+            fields = dict(item) if isinstance(item, dict) else {"": item}
+            name = _label(str(fields.pop("kind", fields.pop("name", ""))))
+            rows.append(Knob(f"{place}. {name}".strip(), shown(fields)))
+        return rows
+    rows = []
+    for name, field in value.items():
+        below = f"{path}.{name}"
+        if isinstance(field, dict) and field:
+            rows.extend(_rows(field, below, f"{prefix}{_label(name)} › ", sources))
+        else:
+            rows.append(Knob(prefix + _label(name), shown(field), *_source(sources, below)))
+    return rows
+
+
+def _sources(recipe: dict[str, Any]) -> dict[str, Any]:
+    found = recipe.get("provenance")
+    return found if isinstance(found, dict) else {}
+
+
+def _source(sources: dict[str, Any], path: str) -> tuple[str, str]:
+    source = sources.get(path)
+    return (str(source.get("kind", "")), str(source.get("why", ""))) if isinstance(source, dict) else ("", "")
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")
