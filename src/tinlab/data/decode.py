@@ -21,31 +21,8 @@ MAX_PIXELS = 64_000_000
 LARGE_PIXELS = 4_000_000
 """Images beyond this are decoded one at a time, so that many threads need no more memory than one."""
 
-SUFFIXES = (  # fmt: skip
-    ".apng",
-    ".avif",
-    ".bmp",
-    ".dib",
-    ".gif",
-    ".ico",
-    ".j2k",
-    ".jfif",
-    ".jp2",
-    ".jpe",
-    ".jpeg",
-    ".jpg",
-    ".pbm",
-    ".pcx",
-    ".pgm",
-    ".png",
-    ".pnm",
-    ".ppm",
-    ".sgi",
-    ".tga",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
+_OTHER_SUFFIXES = "apng avif bmp dib gif ico j2k jp2 pbm pcx pgm png pnm ppm sgi tga tif tiff webp"
+SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", *(f".{suffix}" for suffix in _OTHER_SUFFIXES.split()))
 """What an image file may be called. Formats that start another program (EPS) are left out on purpose."""
 
 FORMATS = (
