@@ -131,11 +131,15 @@ class Split:
 
 
 class Pack:
-    """An opened pack. `Pack.open(path)` checks what is cheap to check; `verify()` reads every byte."""
+    """An opened pack. `Pack.open(path)` checks what is cheap to check; `verify()` reads every byte.
+
+    `reused` tells the caller of `packing.pack` that the pack was there before.
+    """
 
     def __init__(self, path: Path, info: PackInfo) -> None:
         self.path = path
         self.info = info
+        self.reused = False
 
     @classmethod
     def open(cls, path: str | Path) -> Pack:

@@ -1,0 +1,149 @@
+"""One image file -> a square of RGB pixels.
+
+JPEGs of the pack's own size, which is nearly everything in Tiny ImageNet, are decoded by simplejpeg straight
+into their place; all else goes through Pillow. Both give the same pixels (a test compares them), and both are
+strict: an image that is cut off or whose data contradict themselves is an error, not a grey area.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 64_000_000
+"""The largest image that is decoded, by its header; 64 million pixels are 256 MB in Pillow's memory."""
+
+LARGE_PIXELS = 4_000_000
+"""Images beyond this are decoded one at a time, so that many threads need no more memory than one."""
+
+_OTHER_SUFFIXES = "apng avif bmp dib gif ico j2k jp2 pbm pcx pgm png pnm ppm sgi tga tif tiff webp"
+SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", *(f".{suffix}" for suffix in _OTHER_SUFFIXES.split()))
+"""What an image file may be called. Formats that start another program (EPS) are left out on purpose."""
+
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG2000",
+    "PCX",
+    "PPM",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+    "AVIF",
+)
+"""Pillow's names of the formats that are read, whatever the file is called."""
+
+_large = threading.Lock()
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message says why, without the image's name."""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether `name` ends as the name of an image does."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def decode_into(data: bytes, row: np.ndarray) -> None:
+    """Decode image file `data` into `row`, uint8 (size, size, 3), contiguous.
+
+    An image of another size or shape is turned as its EXIF orientation says, scaled so that its shorter side
+    becomes `size`, and cut to the square in its middle. Transparent parts become white, 16 bits become 8, and
+    of an animation the first frame counts. Raises ImageError.
+    """
+    if data[:2] == b"\xff\xd8" and b"Exif\0" not in data and b"Adobe" not in data:
+        # Pillow knows how to turn an image, and what inks (CMYK, which Adobe's marker goes with) look like.
+        try:
+            if simplejpeg.decode_jpeg(data, buffer=row).shape == row.shape:
+                return
+        except ValueError:
+            pass  # another size or colour space, or damaged: the longer way knows which
+    row[:] = _decode_any(data, len(row))
+
+
+def _decode_any(data: bytes, size: int) -> np.ndarray:
+    """uint8 (size, size, 3). Raises ImageError."""
+    if not data:
+        raise ImageError("it is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow warns of is either refused below or harmless
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ImageError(
+                        f"it has {width} x {height} pixels, and at most {MAX_PIXELS // 10**6} million"
+                        " are read"
+                    )
+                if image.format == "JPEG":
+                    _check_jpeg(data)
+                    # Shrinking inside the JPEG decoder keeps large photographs quick and small; the factor
+                    # of two leaves the filter below enough to work with.
+                    image.draft(None, (2 * size, 2 * size))
+                if width * height > LARGE_PIXELS:
+                    with _large:
+                        return _square(image, size)
+                return _square(image, size)
+    except Image.UnidentifiedImageError:
+        raise ImageError("it is no image in a format that is read") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"it has more than {MAX_PIXELS // 10**6} million pixels") from None
+    except ImageError:
+        raise
+    except Exception as error:  # a decoder meets any bytes at all here, and Pillow's raise what they like
+        raise ImageError(f"it is damaged: {str(error).rstrip('.') or type(error).__name__}") from error
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Refuse a JPEG that libjpeg would only warn of, such as one that is cut off."""
+    try:
+        _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        target = "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB"
+        # All of the data are read, whatever the scale; an eighth is the quickest.
+        simplejpeg.decode_jpeg(data, target, min_height=1, min_width=1)
+    except ValueError as error:
+        raise ImageError(f"it is damaged: {str(error).rstrip('.')}") from None
+
+
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    """The middle square of `image` at `size` pixels a side, as uint8 (size, size, 3)."""
+    mode = image.mode
+    if mode == "F":
+        raise ImageError("its pixels are floating-point numbers of an unknown range; save it with 8 bits")
+    if mode.startswith("I"):
+        image = _eight_bits(image)
+    elif mode == "P" or "transparency" in image.info:
+        image = image.convert("RGBA")
+    elif mode not in ("RGB", "RGBA", "L", "LA"):
+        image = image.convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    if (width, height) != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    if image.mode in ("RGBA", "LA"):
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit greyscale image (Pillow's `I;16`, or `I`) as an 8-bit one."""
+    values = np.asarray(image)
+    if values.size and (values.min() < 0 or values.max() > 0xFFFF):
+        raise ImageError("its pixels have more than 16 bits; save it with 8 bits")
+    grey = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+    grey.info.update(image.info)
+    return grey

@@ -1,0 +1,231 @@
+"""Two ways of laying out a data set in files: the official one, and class folders.
+
+Each is a function of the names of the files, so that it serves folders and zips alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tinlab.data.decode import is_image_name
+from tinlab.data.pack import UNLABELLED, ClassInfo
+from tinlab.errors import TinlabError
+
+VALIDATION_NAMES = ("val", "validation", "valid")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some rows of a source: `rows` int64 (N,), and `labels` int64 (N,), -1 where there is none."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @staticmethod
+    def of(rows: Sequence[int], labels: Sequence[int]) -> Samples:
+        return Samples(np.array(rows, dtype=np.int64), np.array(labels, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a layout found: `others` int64 (M,) are rows that count as content without being images."""
+
+    classes: tuple[ClassInfo, ...]
+    splits: dict[str, Samples]
+    others: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    notes: tuple[str, ...] = ()
+
+
+def official(path: Path, names: Sequence[str], read_text: Callable[[int], str]) -> Layout:
+    """The official layout: classes in the order of wnids.txt, images in the order of their paths.
+
+    `val` is labelled by val/val_annotations.txt, through the names of the classes, or, where somebody has
+    sorted its images into class folders, by those. Raises TinlabError, which begins with `path`.
+    """
+    row_of = {name: row for row, name in enumerate(names)}
+    if len(row_of) < len(names):
+        raise TinlabError(f"{path} holds two data sets, one inside the other; take one of them out")
+    wnids = read_text(row_of["wnids.txt"]).split()
+    if not wnids:
+        raise TinlabError(f"{path}: wnids.txt is empty; it must list the classes, one a line")
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    if len(label_of) < len(wnids):
+        twice = next(wnid for wnid in wnids if wnids.count(wnid) > 1)
+        raise TinlabError(f"{path}: wnids.txt lists {twice} twice; remove one of the lines")
+    words = _words(read_text(row_of["words.txt"]), label_of) if "words.txt" in row_of else {}
+
+    train: list[tuple[int, str, int]] = []
+    val: list[str] = []
+    test: list[tuple[str, int]] = []
+    for name, row in row_of.items():
+        if not is_image_name(name):
+            continue
+        top, _, rest = name.partition("/")
+        if top == "train":
+            wnid = rest.partition("/")[0]
+            if wnid not in label_of:
+                raise TinlabError(
+                    f"{path}: train/{wnid} is not a class of wnids.txt; add it there or remove it"
+                )
+            train.append((label_of[wnid], name, row))
+        elif top == "val":
+            val.append(name)
+        elif top == "test":
+            test.append((name, row))
+    train.sort()
+    held = {label for label, _, _ in train}
+    for label, wnid in enumerate(wnids):
+        if label not in held:
+            raise TinlabError(
+                f"{path}: the class {wnid} of wnids.txt has no images in train/{wnid}; add some, or take the"
+                " class out of wnids.txt"
+            )
+    labels = _val_labels(path, sorted(val), row_of, label_of, read_text)
+    splits = {
+        "train": Samples.of([row for _, _, row in train], [label for label, _, _ in train]),
+        "val": Samples.of([row_of[name] for name in labels], list(labels.values())),
+    }
+    if test:
+        splits["test"] = Samples.of([row for _, row in sorted(test)], [UNLABELLED] * len(test))
+    return Layout(
+        classes=tuple(ClassInfo(wnid, words.get(wnid, wnid)) for wnid in wnids),
+        splits=splits,
+        others=_others(len(names), splits),
+    )
+
+
+def _words(text: str, wanted: dict[str, int]) -> dict[str, str]:
+    """The words of the classes in `wanted`; words.txt glosses all of WordNet."""
+    found = {}
+    for line in text.splitlines():
+        wnid, tab, words = line.partition("\t")
+        if tab and wnid in wanted and words.strip():
+            found[wnid] = words.strip()
+    return found
+
+
+def _val_labels(
+    path: Path,
+    images: list[str],
+    row_of: dict[str, int],
+    label_of: dict[str, int],
+    read_text: Callable[[int], str],
+) -> dict[str, int]:
+    """Label by name of every image in val/, in the order of the names."""
+    if not images:
+        raise TinlabError(f"{path}: val/ holds no images; fetch the whole data set")
+    if not any(name.startswith("val/images/") for name in images):
+        labels = {}
+        for name in images:
+            wnid = name.split("/")[1]
+            if wnid not in label_of:
+                raise TinlabError(f"{path}: {name} is neither in val/images nor in the folder of a class")
+            labels[name] = label_of[wnid]
+        return labels
+    if "val/val_annotations.txt" not in row_of:
+        raise TinlabError(f"{path}: val/val_annotations.txt is missing; fetch the data set anew")
+    stated: dict[str, int] = {}
+    for number, line in enumerate(read_text(row_of["val/val_annotations.txt"]).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number} of val/val_annotations.txt"
+        file, tab, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0].strip()
+        if not tab or not file or not wnid:
+            raise TinlabError(f"{where} is not 'FILE, tab, CLASS, ...'; fetch the data set anew")
+        if wnid not in label_of:
+            raise TinlabError(f"{where} names {wnid}, which train/ and wnids.txt do not have; mend that line")
+        name = f"val/images/{file}"
+        if name in stated:
+            raise TinlabError(f"{where} names {file} a second time; remove it")
+        if name not in row_of:
+            raise TinlabError(f"{where} names {file}, which is not in val/images; fetch the data set anew")
+        stated[name] = label_of[wnid]
+    for name in images:
+        if name not in stated:
+            raise TinlabError(
+                f"{path}: {name} has no line in val/val_annotations.txt; add one or remove the image"
+            )
+    return {name: stated[name] for name in images}
+
+
+def class_folders(path: Path, names: Sequence[str], folders: Sequence[str], accepted: str) -> Layout:
+    """Folders of classes, below train/ (and val/, test/) or at the top; classes in sorted order.
+
+    Images may lie at any depth below the folder of their class. test/ may hold images without classes.
+    Raises TinlabError, which begins with `path`.
+    """
+    names = ["" if name.startswith("__MACOSX/") else name for name in names]  # a Mac's notes in its zips
+    folders = [folder for folder in folders if not folder.startswith("__MACOSX")]
+    parts = {name.split("/", 1)[0] for name in names if "/" in name} | {f.split("/", 1)[0] for f in folders}
+    tops = {"train": "train/"} if "train" in parts else {"train": ""}
+    if "train" in parts:
+        validation = [name for name in VALIDATION_NAMES if name in parts]
+        if len(validation) > 1:
+            raise TinlabError(f"{path} has both {validation[0]}/ and {validation[1]}/; remove one of them")
+        tops |= {"val": f"{validation[0]}/"} if validation else {}
+        tops |= {"test": "test/"} if "test" in parts else {}
+    found = {split: _by_class(names, top) for split, top in tops.items()}
+    classes = sorted(_subfolders(names, folders, tops["train"]) | found["train"].keys())
+    if not classes or not found["train"]:
+        raise TinlabError(f"{path} holds no class folders with images in them; {accepted}")
+    label_of = {name: label for label, name in enumerate(classes)}
+    splits = {}
+    notes = []
+    for split, top in tops.items():
+        stated = _subfolders(names, folders, top)
+        if split == "test" and not stated:
+            loose = sorted((n, r) for r, n in enumerate(names) if n.startswith(top) and is_image_name(n))
+            splits[split] = Samples.of([row for _, row in loose], [UNLABELLED] * len(loose))
+            continue
+        for name in sorted(stated):
+            if name not in label_of:
+                raise TinlabError(f"{path}: {top}{name} is a class that train/ lacks; rename or remove it")
+            if name not in found[split]:
+                raise TinlabError(f"{path}: {top}{name} holds no images; add some or remove the folder")
+        missing = [name for name in classes if name not in found[split]]
+        if missing:
+            notes.append(f"{split} has no images of {len(missing)} classes, {missing[0]} first")
+        rows = [(label_of[name], file, row) for name, files in found[split].items() for file, row in files]
+        rows.sort()
+        splits[split] = Samples.of([row for _, _, row in rows], [label for label, _, _ in rows])
+    left_out = len(names) - sum(map(len, splits.values()))
+    if left_out:
+        notes.append(f"{left_out} files were left out, being no images in class folders by their names")
+    return Layout(tuple(ClassInfo(name, name) for name in classes), splits, notes=tuple(notes))
+
+
+def _by_class(names: Iterable[str], top: str) -> dict[str, list[tuple[str, int]]]:
+    """The images below `top`, as (name, row), by the first folder below it."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for row, name in enumerate(names):
+        if name.startswith(top) and is_image_name(name):
+            folder, slash, _ = name[len(top) :].partition("/")
+            if slash:
+                found.setdefault(folder, []).append((name, row))
+    return found
+
+
+def _subfolders(names: Iterable[str], folders: Iterable[str], top: str) -> set[str]:
+    """The folders directly below `top`, empty ones included."""
+    every = {
+        name[len(top) :].partition("/")[0]
+        for name in names
+        if name.startswith(top) and "/" in name[len(top) :]
+    }
+    return every | {f[len(top) :].partition("/")[0] for f in folders if f.startswith(top) and f != top[:-1]}
+
+
+def _others(count: int, splits: dict[str, Samples]) -> np.ndarray:
+    """The rows of 0..count-1 that are in no split."""
+    left = np.ones(count, dtype=bool)
+    for samples in splits.values():
+        left[samples.rows] = False
+    return np.flatnonzero(left)
