@@ -168,8 +168,8 @@ def render(
         raise TinlabError(f"seed is {seed}; give a whole number from 0 to 2**63 - 1")
     if workers is not None and workers < 1:
         raise TinlabError(f"workers is {workers}; give 1 or more, or leave it out")
-    _check_replaceable(folder)
     try:
+        _check_replaceable(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
         try:
@@ -181,7 +181,9 @@ def render(
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     except OSError as error:
-        raise TinlabError(f"{folder} cannot be written ({error.strerror or error}); mend that") from error
+        raise TinlabError(
+            f"{folder} cannot be written ({error.strerror or error}); give another place"
+        ) from error
     return folder
 
 
@@ -683,7 +685,7 @@ def _paint(canvas: np.ndarray, sprite: _Sprite, light: _Light, rows: np.ndarray)
 
 def _background(dice: _Dice, lightness: np.ndarray) -> np.ndarray:
     """Table tops and walls, (B, 3, 64, 64): two near colours in one of the textures."""
-    light, hue = dice.uniform(0.28, 0.92), dice.uniform(0, 360)
+    light, hue = dice.uniform(0.32, 0.94), dice.uniform(0, 360)
     near = np.abs(light - lightness) < 0.14
     light = np.where(near, np.where(lightness > 0.62, lightness - 0.24, lightness + 0.24), light)
     chroma = dice.uniform(0.0, 0.09)
@@ -748,7 +750,7 @@ def _photograph(dice: _Dice, canvas: np.ndarray) -> np.ndarray:
     across = _wide(fall * np.cos(bearing)) * axis[None, None, :]
     down = _wide(fall * np.sin(bearing)) * axis[None, :, None]
     vignette = _wide(dice.uniform(0, 0.14)) * axis**2
-    field = (_wide(dice.uniform(0.82, 1.14)) + across - vignette) + (down - vignette.transpose(0, 2, 1))
+    field = (_wide(dice.uniform(0.9, 1.2)) + across - vignette) + (down - vignette.transpose(0, 2, 1))
     cast = np.stack([1 + dice.bell(0.06) for _ in range(3)], 1)  # (B, 3)
     canvas = canvas * (cast[:, :, None, None] * field[:, None])
 
