@@ -93,8 +93,8 @@ def _decode_any(data: bytes, size: int) -> np.ndarray:
                     image.draft(None, (2 * size, 2 * size))
                 if width * height > LARGE_PIXELS:
                     with _large:
-                        return _square(image, size)
-                return _square(image, size)
+                        return square(image, size)
+                return square(image, size)
     except Image.UnidentifiedImageError:
         raise ImageError("it is no image in a format that is read") from None
     except Image.DecompressionBombError:
@@ -116,8 +116,8 @@ def _check_jpeg(data: bytes) -> None:
         raise ImageError(f"it is damaged: {str(error).rstrip('.')}") from None
 
 
-def _square(image: Image.Image, size: int) -> np.ndarray:
-    """The middle square of `image` at `size` pixels a side, as uint8 (size, size, 3)."""
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """The middle square of `image` at `size` pixels a side, as uint8 (size, size, 3). Raises ImageError."""
     mode = image.mode
     if mode == "F":
         raise ImageError("its pixels are floating-point numbers of an unknown range; save it with 8 bits")

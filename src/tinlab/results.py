@@ -1,0 +1,77 @@
+"""results.csv: a row for each finished run that is worth keeping, with all that makes its number a number."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from tinlab import runs
+from tinlab.errors import TinlabError
+from tinlab.evaluating import predictions_of
+from tinlab.evaluation.metrics import measure
+from tinlab.files import write_text
+
+COLUMNS = (
+    "recipe", "recipe_digest", "seed", "split", "top1_percent", "top1_low_percent", "top1_high_percent",
+    "top5_percent", "loss", "train_images", "steps", "epochs", "train_minutes", "images_per_second",
+    "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind", "pack_digest", "finished_at",
+)  # fmt: skip
+"""The bounds are the 95% bootstrap interval over the measured images; minutes are those of the steps alone."""
+
+
+def results_file() -> Path:
+    """results/results.csv of the source tree that runs, or of the working folder outside a checkout."""
+    tree = Path(__file__).resolve().parents[2]
+    return (tree if (tree / "pyproject.toml").is_file() else Path()) / "results" / "results.csv"
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    """The rows of `path`; none where there is no file. Raises TinlabError for a file with other columns."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or ()) != COLUMNS:
+            raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
+        return list(rows)
+
+
+def record(run: str | Path, path: Path) -> dict[str, Any]:
+    """Add the finished run in folder `run` as a row of `path`, and return the row.
+
+    The same run is not added twice. Raises TinlabError where the run is not finished, or its results were
+    made on rendered images, which say nothing about real ones.
+    """
+    opened = runs.open_run(run)
+    result, environment = opened.result, opened.environment
+    if result is None:
+        raise TinlabError(f"{run} is not finished; go on with: tinlab train --resume {run}")
+    kind = environment["pack"]["source_kind"]
+    if environment["pack"].get("rendered"):
+        raise TinlabError(f"{run} was trained on rendered images; results are of real ones")
+    predictions = predictions_of(run, split=result["split"])
+    measured = measure(predictions.logits, predictions.labels)
+    low, high = measured.top1_interval_percent
+    row = {
+        **{name: result[name] for name in COLUMNS if name in result},
+        "loss": round(result["loss"], 4),
+        "top1_low_percent": round(low, 2),
+        "top1_high_percent": round(high, 2),
+        "train_minutes": round(result["train_seconds"] / 60, 1),
+        "hardware": environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores",
+        **{name: environment[name] for name in ("threads", "torch", "tinlab", "commit")},
+        "source_kind": kind,
+        "pack_digest": opened.pack_digest,
+    }
+    row = {name: row[name] for name in COLUMNS}
+    rows: list[dict[str, Any]] = list(read_results(path))
+    if any(all(str(row[n]) == old[n] for n in ("recipe_digest", "seed", "finished_at")) for old in rows):
+        raise TinlabError(f"{path} has a row for {run} already")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*rows, row])
+    write_text(path, text.getvalue())
+    return row
