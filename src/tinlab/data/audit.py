@@ -1,8 +1,8 @@
 """What is wrong with a pack's images and labels: duplicates, conflicting labels, leaks, odd images.
 
-A group of duplicates has a place, the files that its images lie in: `train` (duplicates inside train), `train &
-val` (a leak from one into the other), and so on. `tune` is held out of train and lies in its file, so it counts
-as train there; `Group.crosses_tune` tells the groups with images in both.
+A group of duplicates has a place, the files that its images lie in: `train` (duplicates inside train), `train
+& val` (a leak from one into the other), and so on. `tune` is held out of train and lies in its file, so it
+counts as train there; `Group.crosses_tune` tells the groups with images in both.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are the same. `score` is 1 for identical pixels, else the lowest correlation of details among
-    the pairs that joined the group (see tinlab.data.similar); `mirrored` tells whether one of these pairs was
-    mirrored."""
+    """Images that are the same. `score` is 1 for identical pixels, else the lowest correlation of details
+    among the pairs that joined the group (see tinlab.data.similar); `mirrored` tells whether one of these
+    pairs was mirrored."""
 
     members: tuple[Member, ...]
     score: float = 1.0
@@ -69,9 +69,9 @@ class SplitAudit:
 
     `greyscale` counts images whose red, green and blue are equal in every pixel: those of one component in
     their JPEG, and grey ones stored as RGB. `one_colour` and `label_out_of_range` hold names of images.
-    `class_median` is the median number of images over the classes that have any; `undersized` gives, for the id
-    of each class that has fewer than half of it but some, how many it has; `missing` are the ids of classes that
-    have none. A split without labels has a median of 0 and no undersized or missing classes.
+    `class_median` is the median number of images over the classes that have any; `undersized` gives, for the
+    id of each class that has fewer than half of it but some, how many it has; `missing` are the ids of
+    classes that have none. A split without labels has a median of 0 and no undersized or missing classes.
     """
 
     images: int

@@ -1,9 +1,9 @@
 """The official archive, fetched so that a break costs only what had not arrived, and verified by its content.
 
 While it arrives the archive lies in `NAME.partial`, with `NAME.partial.json` beside it, which says what is in
-it: the address, the length, and the server's name for this version of the file (ETag or Last-Modified), so that
-a file that changed in the meantime is not glued to an old half. It is renamed to NAME only when its content is
-right.
+it: the address, the length, and the server's name for this version of the file (ETag or Last-Modified), so
+that a file that changed in the meantime is not glued to an old half. It is renamed to NAME only when its
+content is right.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def download(
     repack the archive, so its own bytes say nothing.
 
     `progress(done, total)` is called with bytes; `total` is None where the server does not say. A dropped
-    connection, a server's error, or `timeout_seconds` without a byte is tried again, up to `retries` times in a
-    row without a new byte, after `pause_seconds`, then twice that, and so on up to a minute.
+    connection, a server's error, or `timeout_seconds` without a byte is tried again, up to `retries` times in
+    a row without a new byte, after `pause_seconds`, then twice that, and so on up to a minute.
 
-    Raises TinlabError where the address is refused or cannot be reached, where the folder cannot be written or
-    the disk is full, where another download to this place is under way, or where the content is wrong; the
+    Raises TinlabError where the address is refused or cannot be reached, where the folder cannot be written
+    or the disk is full, where another download to this place is under way, or where the content is wrong; the
     wrong file is then in NAME.wrong, and the next call starts afresh.
     """
     name = _name(url)
@@ -92,8 +92,8 @@ def archive_content_digest(path: Path, progress: Callable[[int, int], None] | No
     """SHA-256 over the sorted lines `SHA256  PATH` of all files in the zip `path`, in hex.
 
     Paths are as the archive has them, so the official one's begin with `tiny-imagenet-200/`. `progress(done,
-    total)` counts files. Takes 5 s for Tiny ImageNet. Raises TinlabError where `path` is not a zip, or a broken
-    one.
+    total)` counts files. Takes 5 s for Tiny ImageNet. Raises TinlabError where `path` is not a zip, or a
+    broken one.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -121,7 +121,7 @@ def archive_content_digest(path: Path, progress: Callable[[int, int], None] | No
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-class _Break(Exception):
+class _BreakError(Exception):
     """The connection gave out in a way that trying again may mend."""
 
 
@@ -168,7 +168,7 @@ def _fetch_with_retries(
         try:
             _fetch(partial, url, progress, timeout_seconds)
             return
-        except _Break as error:
+        except _BreakError as error:
             failures += 1
             # Only ground never reached before counts as progress: a server that ignores Range and always
             # breaks in the same place would be asked for ever.
@@ -176,7 +176,8 @@ def _fetch_with_retries(
                 failures, furthest = 1, _size(partial)
             if failures > retries:
                 raise TinlabError(
-                    f"{url} cannot be fetched ({error}); run the same command again to continue where it broke"
+                    f"{url} cannot be fetched ({error}); "
+                    "run the same command again to continue where it broke"
                 ) from error
         time.sleep(min(pause_seconds * 2 ** (failures - 1), _PAUSE_LIMIT_SECONDS))
 
@@ -184,7 +185,7 @@ def _fetch_with_retries(
 def _fetch(
     partial: Path, url: str, progress: Callable[[int, int | None], None] | None, timeout_seconds: float
 ) -> None:
-    """Ask once for what is missing from `partial`. Raises _Break where it is worth asking again."""
+    """Ask once for what is missing from `partial`. Raises _BreakError where it is worth asking again."""
     sidecar = partial.with_name(f"{partial.name}.json")
     have, version = _size(partial), _Version.read(sidecar)
     if version is None or version.url != url or (version.total is not None and have > version.total):
@@ -206,9 +207,9 @@ def _fetch(
                 if error.headers.get("Content-Range") == f"bytes */{have}":
                     return
                 _start_over(partial)
-                raise _Break("the file changed on the server") from error
+                raise _BreakError("the file changed on the server") from error
             if error.code in _RETRIED:
-                raise _Break(f"the server answered {error.code} {error.reason}") from error
+                raise _BreakError(f"the server answered {error.code} {error.reason}") from error
             raise TinlabError(
                 f"{url} cannot be fetched (the server answered {error.code} {error.reason}); "
                 "check the address, or give a mirror's"
@@ -220,7 +221,7 @@ def _fetch(
             same = told.validator in (None, version.validator)
             if not same or not span.startswith(f"bytes {have}-"):
                 _start_over(partial)
-                raise _Break("the file changed on the server")
+                raise _BreakError("the file changed on the server")
             told = _Version(url, version.validator, told.total if version.total is None else version.total)
         else:
             have = 0
@@ -262,7 +263,7 @@ def _receive(
         with _writing(partial.parent):
             os.fsync(file.fileno())
     if told.total is not None and have < told.total:
-        raise _Break(f"the connection closed after {have:,} of {told.total:,} bytes")
+        raise _BreakError(f"the connection closed after {have:,} of {told.total:,} bytes")
 
 
 def _accept(partial: Path, target: Path, url: str, expected: str) -> None:
@@ -357,14 +358,14 @@ def _opener() -> urllib.request.OpenerDirector:
 
 @contextmanager
 def _reading(url: str) -> Iterator[None]:
-    """Errors of the network become _Break."""
+    """Errors of the network become _BreakError."""
     try:
         yield
     except urllib.error.HTTPError:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise _Break(str(reason) or type(error).__name__) from error
+        raise _BreakError(str(reason) or type(error).__name__) from error
 
 
 @contextmanager

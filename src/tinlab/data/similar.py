@@ -12,14 +12,14 @@ Three steps, each looking closer at fewer pairs:
    away, so that only detail remains, and the tiles of both images are correlated, for shifts of up to one of
    these pixels. Borders and smooth backgrounds, which different photographs share, thus count for little.
 3. The same at full resolution, with shifts of up to two pixels of a 64x64 image, and with the colours
-   compared on a 6x6 grid. A pair is reported where the mean correlation over the tiles with detail is at least
-   `DETAIL_BAR`, at least `TEXTURED_TILES` of the 25 tiles have detail, and the colours correlate by at least
-   `COLOUR_BAR`.
+   compared on a 6x6 grid. A pair is reported where the mean correlation over the tiles with detail is at
+   least `DETAIL_BAR`, at least `TEXTURED_TILES` of the 25 tiles have detail, and the colours correlate by at
+   least `COLOUR_BAR`.
 
-The bars were chosen by looking at the pairs of Tiny ImageNet (120,000 images) in order of their score, for high
-precision. Of its pairs that are not pixel-identical they report 15, each of which is one photograph, or one
-scene, twice; 8 of them are mirrored, 3 have two labels, and 3 join two splits. Different photographs begin just
-below the bar, at 0.602: slides in the same frame, slices of two oranges.
+The bars were chosen by looking at the pairs of Tiny ImageNet (120,000 images) in order of their score, for
+high precision. Of its pairs that are not pixel-identical they report 15, each of which is one photograph, or
+one scene, twice; 8 of them are mirrored, 3 have two labels, and 3 join two splits. Different photographs
+begin just below the bar, at 0.601: pictures in the same frame, slices of two oranges.
 What this does not find: other crops, shifts beyond three pixels, rotations, and pictures with little detail.
 """
 
@@ -56,9 +56,9 @@ _TEXTURE = 3.0  # a tile has detail where its plane-free standard deviation, in 
 class Pairs:
     """P pairs of alike images, the most alike first.
 
-    `first`, `second` int64 (P,): their indices, first < second; `score` float32 (P,), 0..1: the mean correlation
-    of their details; `mirrored` bool (P,). `candidate_bar` is CANDIDATE_BAR, or higher where more than
-    CANDIDATE_LIMIT pairs passed it and only the best were looked at closely.
+    `first`, `second` int64 (P,): their indices, first < second; `score` float32 (P,), 0..1: the mean
+    correlation of their details; `mirrored` bool (P,). `candidate_bar` is CANDIDATE_BAR, or higher where more
+    than CANDIDATE_LIMIT pairs passed it and only the best were looked at closely.
     """
 
     first: np.ndarray
@@ -82,7 +82,8 @@ def similar_pairs(
 
     `small` is what `shrink` makes of all of them, uint8 (N, 32, 32); `fetch(indices)` gives the images
     themselves, uint8 (n, size, size, 3). `progress(done, total)` is called with counts of blocks of pairs.
-    Takes time with the square of N (N = 120,000: half a minute on two cores) and about 1.5 kB an image on top of `small`.
+    Takes time with the square of N (N = 120,000: half a minute on two cores) and about 1.5 kB an image on top
+    of `small`.
     """
     first, second, mirrored, bar = _candidates(_descriptors(small), progress)
     closer = (
