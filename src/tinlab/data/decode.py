@@ -43,6 +43,8 @@ FORMATS = (
 )
 """Pillow's names of the formats that are read, whatever the file is called."""
 
+_JPEG, _JFIF, _TABLES = b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10", b"\xff\xdb"
+
 _large = threading.Lock()
 
 
@@ -62,8 +64,11 @@ def decode_into(data: bytes, row: np.ndarray) -> None:
     becomes `size`, and cut to the square in its middle. Transparent parts become white, 16 bits become 8, and
     of an animation the first frame counts. Raises ImageError.
     """
-    if data[:2] == b"\xff\xd8" and b"Exif\0" not in data and b"Adobe" not in data:
-        # Pillow knows how to turn an image, and what inks (CMYK, which Adobe's marker goes with) look like.
+    # Pillow knows how to turn an image, and what inks (CMYK, which Adobe's marker goes with) look like. Where
+    # the tables follow the JFIF header at once, there is neither marker, and no need to search.
+    if (data[:6] == _JFIF and data[20:22] == _TABLES) or (
+        data[:2] == _JPEG and b"Exif\0" not in data and b"Adobe" not in data
+    ):
         try:
             if simplejpeg.decode_jpeg(data, buffer=row).shape == row.shape:
                 return

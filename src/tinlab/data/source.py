@@ -171,7 +171,7 @@ def _root_of(names: Sequence[str], folders: Sequence[str]) -> str:
         return min(lists, key=len)[: -len("wnids.txt")]
     tops = {name.split("/", 1)[0] for name in (*names, *folders)}
     # An archive of one folder: everything stands below one name, and class folders below that.
-    if len(tops) == 1 and all(name.count("/") >= 2 for name in names):
+    if len(tops) == 1 and any(name.count("/") >= 2 for name in names):
         return f"{tops.pop()}/"
     return ""
 
