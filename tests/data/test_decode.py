@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
 from official import decoded, encoded, jpeg, pixels
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tinlab.data.decode import MAX_PIXELS, ImageError, decode_into, is_image_name
 from tinlab.data.moments import PixelSums
@@ -64,16 +65,15 @@ def test_modes() -> None:
         opened(encoded(Image.fromarray(grey.astype(np.float32)), "TIFF"))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("size", [64, 96])
-def test_exif_orientation_is_respected(kind: str, size: int) -> None:
-    image = Image.fromarray(pixels(4, size))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    turned = opened(encoded(image, kind, exif=exif.tobytes()))
-    plain = opened(encoded(image, kind))
-    assert close(turned, np.rot90(plain, -1), 12)
-    assert not close(turned, plain, 12)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_respected(kind: str, orientation: int) -> None:
+    for size in (64, 96):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(Image.fromarray(pixels(4, size)), kind, exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).resize((64, 64))
+        assert close(opened(data), np.asarray(upright), 2)
 
 
 def test_other_sizes_are_scaled_and_cut_to_the_middle() -> None:
@@ -103,7 +103,7 @@ def test_broken_images_are_errors() -> None:
 def test_a_huge_header_is_refused_before_anything_is_allocated() -> None:
     good = jpeg(1)
     frame = good.index(b"\xff\xc0")
-    for side, reason in ((60000, "more than 64 million"), (9000, "9000 x 9000")):
+    for side, reason in ((60000, "more than 50 million"), (9000, "9000 x 9000")):
         huge = good[: frame + 5] + struct.pack(">2H", side, side) + good[frame + 9 :]
         with pytest.raises(ImageError, match=reason):
             opened(huge)
