@@ -17,7 +17,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -32,11 +32,32 @@ SPAN_BYTES = 2 << 20
 _END = struct.Struct("<4s4H2LH")  # end of central directory
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_LENGTHS = struct.Struct("<3H")  # of the name, the extra field and the comment, in a record of the table
+_CENTRAL = np.dtype(
+    [
+        ("signature", "<u4"),
+        ("versions", "<u4"),
+        ("flags", "<u2"),
+        ("method", "<u2"),
+        ("time", "<u4"),
+        ("crc", "<u4"),
+        ("packed", "<u4"),
+        ("size", "<u4"),
+        ("name_length", "<u2"),
+        ("extra_length", "<u2"),
+        ("comment_length", "<u2"),
+        ("disk", "<u2"),
+        ("attributes", "V6"),
+        ("offset", "<u4"),
+    ]
+)
+_CENTRAL_BYTES = _CENTRAL.itemsize
+_CENTRAL_SIGNATURE = 0x02014B50
 _LOCAL = struct.Struct("<4s5H3L2H")
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 1, 8, 1 << 11
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
+_MOST_INFLATION = 1032  # deflate cannot do more: 258 bytes for two bits
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|\x00")
 
 
@@ -75,28 +96,24 @@ class ZipArchive:
     def read(self, members: Sequence[int] | np.ndarray) -> Iterator[bytes]:
         """The bytes of each of `members` (indices into `names`), in that order, one after the other."""
         members = np.asarray(members, dtype=np.int64)
+        if not len(members):
+            return
         for run in self._runs(members):
             low = int(self._starts[run].min())
             data = self._fetch(low, int(self._reach[run].max()) - low)
-            for member in run:
-                yield self._member(int(member), data, low)
+            for member in run.tolist():
+                yield self._member(member, data, low)
 
-    def _runs(self, members: np.ndarray) -> Iterator[list[int]]:
-        """`members` cut into runs, each of which one read of at most SPAN_BYTES or one member covers."""
-        starts, ends = self._starts[members].tolist(), self._reach[members].tolist()
-        run: list[int] = []
-        low = high = wanted = 0
-        for member, start, end in zip(members.tolist(), starts, ends, strict=True):
-            span = max(high, end) - min(low, start)
-            if run and (span > SPAN_BYTES or span > 4 * (wanted + end - start) + 4096):
-                yield run
-                run = []
-            if not run:
-                low, high, wanted = start, end, 0
-            run.append(member)
-            low, high, wanted = min(low, start), max(high, end), wanted + end - start
-        if run:
-            yield run
+    def _runs(self, members: np.ndarray) -> Iterator[np.ndarray]:
+        """`members` cut into runs that one read each can fetch without much waste."""
+        starts, reach = self._starts[members], self._reach[members]
+        span = int(reach.max() - starts.min())
+        if len(members) <= 1 or (span <= SPAN_BYTES and span <= 4 * int((reach - starts).sum())):
+            yield members
+        else:
+            middle = len(members) // 2
+            yield from self._runs(members[:middle])
+            yield from self._runs(members[middle:])
 
     def _fetch(self, start: int, length: int) -> bytes:
         blocks = []
@@ -116,39 +133,56 @@ class ZipArchive:
     def _member(self, member: int, data: bytes, low: int) -> bytes:
         """The bytes of `member`, whose header lies in `data`, which was read from position `low`."""
         start = self._local[member] - low
-        size, packed, crc = self._sizes[member], self._packed[member], self._crcs[member]
-        name_at, name_end = self._raw_names[member]
-        header_end = start + _LOCAL.size
-        signature, _, flags, method, _, _, crc_here, packed_here, size_here, name_length, extra_length = (
-            _LOCAL.unpack_from(data, start)
-        )
-        body = header_end + name_length + extra_length
+        at = self._at[member]
+        size, packed, name_length = self._sizes[member], self._packed[member], self._name_lengths[member]
+        body = start + _LOCAL.size + name_length
+        # Nearly always the two headers agree byte for byte, from the version to the length of the name.
         if (
-            signature != b"PK\x03\x04"
-            or method != self._methods[member]
-            or data[header_end : header_end + name_length] != self.table[name_at:name_end]
-            or body + packed > self._limits[member] - low
-            or (not flags & _DESCRIPTOR and crc_here != crc)
-            or (not flags & _DESCRIPTOR and packed_here not in (packed, _U32))
-            or (not flags & _DESCRIPTOR and size_here not in (size, _U32))
+            data[start : start + 4] != b"PK\x03\x04"
+            or data[start + 4 : start + 28] != self.table[at + 6 : at + 30]
+            or data[start + _LOCAL.size : body]
+            != self.table[at + _CENTRAL_BYTES : at + _CENTRAL_BYTES + name_length]
         ):
-            self._damaged(f"its table and the header of {self.names[member]} contradict one another")
-        packed_bytes = data[body : body + packed]
-        if method == _STORED:
-            content = packed_bytes
-        else:
-            inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-            try:
-                content = inflater.decompress(packed_bytes, size + 1)
-            except zlib.error:
-                self._damaged(f"{self.names[member]} does not inflate")
-            if not inflater.eof and len(content) <= size and inflater.decompress(b"", 1):
-                self._damaged(f"{self.names[member]} does not have the size that its table states")
+            self._check_header(member, data, start)
+        body += data[start + 28] + 256 * data[start + 29]  # the extra field, whose length may differ
+        if body + packed > self._limits[member] - low:
+            self._damaged(f"{self.names[member]} overlaps what follows it")
+        content = data[body : body + packed]
+        if self._deflated[member]:
+            content = self._inflate(member, content, size)
         if len(content) != size:
             self._damaged(f"{self.names[member]} does not have the size that its table states")
-        if zlib.crc32(content) != crc:
+        if zlib.crc32(content) != self._crcs[member]:
             self._damaged(f"{self.names[member]} does not have the checksum that its table states")
         return content
+
+    def _check_header(self, member: int, data: bytes, start: int) -> None:
+        """Refuse a local header that says something else than the table, beyond what the format allows."""
+        signature, _, flags, method, _, _, crc, packed, size, name_length, _ = _LOCAL.unpack_from(data, start)
+        at = self._at[member] + _CENTRAL_BYTES
+        name = data[start + _LOCAL.size : start + _LOCAL.size + name_length]
+        agrees = (
+            signature == b"PK\x03\x04"
+            and method == (_DEFLATED if self._deflated[member] else _STORED)
+            and name == self.table[at : at + self._name_lengths[member]]
+        )
+        if agrees and not flags & _DESCRIPTOR:  # else size and checksum stand behind the data
+            agrees = (
+                crc == self._crcs[member]
+                and packed in (self._packed[member], _U32)
+                and size in (self._sizes[member], _U32)
+            )
+        if not agrees:
+            self._damaged(f"its table and the header of {self.names[member]} contradict one another")
+
+    def _inflate(self, member: int, packed: bytes, size: int) -> bytes:
+        """At most `size` + 1 bytes where there is much to inflate: a member may claim less than it is."""
+        try:
+            if len(packed) * _MOST_INFLATION <= MAX_MEMBER_BYTES:
+                return zlib.decompress(packed, -zlib.MAX_WBITS, size)
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
+        except zlib.error:
+            self._damaged(f"{self.names[member]} does not inflate")
 
     def _find_table(self) -> tuple[bytes, int, int]:
         """The central directory, how many members it states, and where it starts."""
@@ -161,18 +195,15 @@ class ZipArchive:
         end = tail_at + at
         if at + _END.size + comment != len(tail):
             self._damaged("its end does not have the length that it states")
-        if _U16 in (disk, table_disk, here, count) or _U32 in (length, start):
-            locator_at = end - _LOCATOR64.size
-            if locator_at >= 0:
-                signature, disk64, at64, disks = _LOCATOR64.unpack(self._fetch(locator_at, _LOCATOR64.size))
-                if signature == b"PK\x06\x07":
-                    if disk64 or disks > 1 or at64 + _END64.size > locator_at:
-                        self._damaged("its zip64 table is not where it states")
-                    fields = _END64.unpack(self._fetch(at64, _END64.size))
-                    if fields[0] != b"PK\x06\x06":
-                        self._damaged("its zip64 table is not where it states")
-                    disk, table_disk, here, count, length, start = fields[4:10]
-                    end = at64
+        locator = self._fetch(end - _LOCATOR64.size, _LOCATOR64.size) if end >= _LOCATOR64.size else b""
+        if locator.startswith(b"PK\x06\x07"):
+            _, disk64, at64, disks = _LOCATOR64.unpack(locator)
+            end -= _LOCATOR64.size
+            fields = _END64.unpack(self._fetch(at64, _END64.size)) if at64 + _END64.size <= end else (b"",)
+            if disk64 or disks > 1 or fields[0] != b"PK\x06\x06":
+                self._damaged("its zip64 table is not where it states")
+            _, _, _, _, disk, table_disk, here, count, length, start = fields
+            end = at64
         if disk or table_disk or here != count:
             self._damaged("it is one part of several; join them first")
         if start + length != end:
@@ -180,35 +211,58 @@ class ZipArchive:
         return self._fetch(start, length), count, start
 
     def _parse_table(self, count: int) -> None:
+        """Fill the columns from the table's records. One loop finds them, the rest is done on arrays."""
         table = self.table
-        if count * _CENTRAL.size > len(table):
-            self._damaged("its table of members is cut off")
-        members: list[tuple[Any, ...]] = []
-        at, end, unpack = 0, len(table), _CENTRAL.unpack_from
+        positions: list[int] = []
+        raw_names: list[bytes] = []
+        at, end, lengths_of = 0, len(table), _LENGTHS.unpack_from
         for _ in range(count):
-            if at + _CENTRAL.size > end:
+            if at + _CENTRAL_BYTES > end:
                 self._damaged("its table of members is cut off")
-            fields = unpack(table, at)
-            name_at = at + _CENTRAL.size
-            name_end = name_at + fields[10]
-            extra_end = name_end + fields[11]
-            at = extra_end + fields[12]
-            if fields[0] != b"PK\x01\x02" or at > end:
-                self._damaged("its table of members is cut off")
-            packed, size, offset = fields[8], fields[9], fields[16]
-            if _U32 in (packed, size, offset):
-                packed, size, offset = self._zip64(table[name_end:extra_end], packed, size, offset)
-            raw = table[name_at:name_end]
-            try:
-                name = raw.decode("utf-8" if fields[3] & _UTF8 else "cp437")
-            except UnicodeDecodeError:
-                self._damaged(f"the name of member {len(members)} is not UTF-8")
-            members.append(
-                (name, fields[3], fields[4], fields[7], packed, size, offset, fields[13], name_at, name_end)
-            )
+            name_length, extra_length, comment_length = lengths_of(table, at + 28)
+            positions.append(at)
+            at += _CENTRAL_BYTES
+            raw_names.append(table[at : at + name_length])
+            at += name_length + extra_length + comment_length
         if at != end:
-            self._damaged("its table of members is longer than it states")
-        self._check(members)
+            self._damaged("its table of members does not have the length that it states")
+        where = np.array(positions, dtype=np.int64)
+        fixed = np.frombuffer(table, np.uint8)[where[:, None] + np.arange(_CENTRAL_BYTES)]
+        records = fixed.view(_CENTRAL)[:, 0] if count else np.empty(0, _CENTRAL)
+        if (records["signature"] != _CENTRAL_SIGNATURE).any():
+            self._damaged("its table of members holds something else")
+        packed, size, offset = (records[c].astype(np.uint64) for c in ("packed", "size", "offset"))
+        for member in np.flatnonzero((packed == _U32) | (size == _U32) | (offset == _U32)).tolist():
+            start = positions[member] + _CENTRAL_BYTES + len(raw_names[member])
+            extra = table[start : start + int(records["extra_length"][member])]
+            packed[member], size[member], offset[member] = self._zip64(
+                extra, int(packed[member]), int(size[member]), int(offset[member])
+            )
+        self._check_names(names := self._decode_names(raw_names, records["flags"]))
+        self._check_records(names, records, packed, size)
+        starts, limits, reach = self._extents(names, records, packed, offset)
+        is_file = np.array([not name.endswith("/") for name in names], dtype=bool)
+        self.folders = [name[:-1] for name in names if name.endswith("/")]
+        self.names = [name for name in names if not name.endswith("/")]
+        self._at = where[is_file].tolist()
+        self._name_lengths = records["name_length"][is_file].tolist()
+        self._deflated = (records["method"][is_file] == _DEFLATED).tolist()
+        self._crcs = records["crc"][is_file].tolist()
+        self._packed = packed[is_file].tolist()
+        self._sizes = size[is_file].tolist()
+        self._starts, self._reach = starts[is_file], reach[is_file]
+        self._local = self._starts.tolist()
+        self._limits = limits[is_file].tolist()
+
+    def _decode_names(self, raw_names: list[bytes], flags: np.ndarray) -> list[str]:
+        utf8 = ((flags & _UTF8) != 0).tolist()
+        try:
+            return [
+                raw.decode() if modern or raw.isascii() else raw.decode("cp437")
+                for raw, modern in zip(raw_names, utf8, strict=True)
+            ]
+        except UnicodeDecodeError as error:
+            self._damaged(f"the name {error.object!r} is not UTF-8")
 
     def _zip64(self, extra: bytes, packed: int, size: int, offset: int) -> tuple[int, int, int]:
         """Sizes and offset, taken from the zip64 field where they do not fit into 32 bits."""
@@ -228,17 +282,9 @@ class ZipArchive:
             self._damaged("a member's zip64 sizes are missing")
         return packed, size, offset
 
-    def _check(self, members: list[tuple[Any, ...]]) -> None:
-        """Refuse what is suspicious in the table; keep the files' columns."""
-        names = [member[0] for member in members]
-        every_name = "\n".join(names)
-        if (
-            ".." in every_name
-            or "\\" in every_name
-            or ":" in every_name
-            or "\x00" in every_name
-            or (every_name.startswith("/") or "\n/" in every_name)
-        ):
+    def _check_names(self, names: list[str]) -> None:
+        joined = "\n".join(names)
+        if joined.startswith("/") or any(sign in joined for sign in ("..", "\n/", "\\", ":", "\0")):
             for name in names:
                 if _OUTSIDE.search(name):
                     self._refused(f"holds {name!r}, which would lie outside of it")
@@ -248,37 +294,40 @@ class ZipArchive:
                 if name in seen:
                     self._refused(f"holds {name} twice")
                 seen.add(name)
-        for name, flags, method, _, packed, size, _, disk, _, _ in members:
-            if size > MAX_MEMBER_BYTES or packed > MAX_MEMBER_BYTES:
-                self._refused(f"holds {name} of {size / 2**20:,.0f} MiB; at most 64 MiB are read as one file")
-            if flags & _ENCRYPTED:
-                self._refused(f"holds {name}, which is encrypted")
-            if method not in (_STORED, _DEFLATED) or (method == _STORED and size != packed) or disk:
-                self._refused(f"holds {name}, compressed by method {method}, of which 0 and 8 are read")
-        starts = np.array([member[6] for member in members], dtype=np.uint64)
-        if len(starts) and int(starts.max()) >= self._table_start:
-            self._damaged("a member starts behind the table of members")
+
+    def _check_records(
+        self, names: list[str], records: np.ndarray, packed: np.ndarray, size: np.ndarray
+    ) -> None:
+        method = records["method"]
+        stored = method == _STORED
+        for wrong, what in (
+            (size > MAX_MEMBER_BYTES, "is larger than the 64 MiB that are read as one file"),
+            (packed > MAX_MEMBER_BYTES, "is larger than the 64 MiB that are read as one file"),
+            ((records["flags"] & _ENCRYPTED) != 0, "is encrypted"),
+            (~stored & (method != _DEFLATED), "is compressed in a way other than deflate"),
+            (stored & (size != packed), "states two sizes"),
+            (records["disk"] != 0, "lies in another part of the archive"),
+        ):
+            if wrong.any():
+                self._refused(f"holds {names[int(wrong.argmax())]}, which {what}")
+
+    def _extents(
+        self, names: list[str], records: np.ndarray, packed: np.ndarray, offset: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64 (N,) each: where a member starts, where it must end, and up to where to read for it."""
+        beyond = offset >= self._table_start
+        if beyond.any():
+            self._damaged(f"{names[int(beyond.argmax())]} starts behind the table of members")
+        starts = offset.astype(np.int64)
         order = np.argsort(starts, kind="stable")
-        limits = np.empty(len(starts), dtype=np.int64)
-        limits[order] = np.append(starts[order][1:], self._table_start).astype(np.int64)
-        least = np.array([_LOCAL.size + m[9] - m[8] + m[4] for m in members], dtype=np.int64)
-        overlapping = starts.astype(np.int64) + least > limits
+        limits = np.empty_like(starts)
+        limits[order] = np.append(starts[order][1:], self._table_start)
+        least = _LOCAL.size + records["name_length"].astype(np.int64) + packed.astype(np.int64)
+        overlapping = starts + least > limits
         if overlapping.any():
             self._damaged(f"{names[int(overlapping.argmax())]} overlaps another member")
-        files = [i for i, name in enumerate(names) if not name.endswith("/")]
-        self.folders = [name[:-1] for name in names if name.endswith("/")]
-        self.names = [names[i] for i in files]
-        self._methods = [members[i][2] for i in files]
-        self._crcs = [members[i][3] for i in files]
-        self._packed = [members[i][4] for i in files]
-        self._sizes = [members[i][5] for i in files]
-        self._raw_names = [(members[i][8], members[i][9]) for i in files]
-        self._starts = starts.astype(np.int64)[files]
-        limits = limits[files]
-        # A member ends where the next starts; where there is a gap, no more of it than a header can claim.
-        self._reach = np.minimum(limits, self._starts + least[files] + _U16)
-        self._local = self._starts.tolist()
-        self._limits = self._reach.tolist()
+        # Where a gap follows, no more of it is read than an extra field can fill.
+        return starts, limits, np.minimum(limits, starts + least + _U16)
 
     def _damaged(self, what: str) -> NoReturn:
         raise TinlabError(f"{self.path} is damaged ({what}); fetch or copy it anew")

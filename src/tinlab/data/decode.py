@@ -7,16 +7,17 @@ strict: an image that is cut off or whose data contradict themselves is an error
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import warnings
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
-MAX_PIXELS = 64_000_000
-"""The largest image that is decoded, by its header; 64 million pixels are 256 MB in Pillow's memory."""
+MAX_PIXELS = 50_000_000
+"""The largest image that is decoded, by its header; with its copies it needs some 400 MB of memory."""
 
 LARGE_PIXELS = 4_000_000
 """Images beyond this are decoded one at a time, so that many threads need no more memory than one."""
@@ -43,6 +44,18 @@ FORMATS = (
 )
 """Pillow's names of the formats that are read, whatever the file is called."""
 
+_JPEG, _JFIF, _TABLES = b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10", b"\xff\xdb"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # what each EXIF orientation asks for
+
 _large = threading.Lock()
 
 
@@ -62,8 +75,11 @@ def decode_into(data: bytes, row: np.ndarray) -> None:
     becomes `size`, and cut to the square in its middle. Transparent parts become white, 16 bits become 8, and
     of an animation the first frame counts. Raises ImageError.
     """
-    if data[:2] == b"\xff\xd8" and b"Exif\0" not in data and b"Adobe" not in data:
-        # Pillow knows how to turn an image, and what inks (CMYK, which Adobe's marker goes with) look like.
+    # Pillow knows how to turn an image, and what inks (CMYK, which Adobe's marker goes with) look like. Where
+    # the tables follow the JFIF header at once, there is neither marker, and no need to search.
+    if (data[:6] == _JFIF and data[20:22] == _TABLES) or (
+        data[:2] == _JPEG and b"Exif\0" not in data and b"Adobe" not in data
+    ):
         try:
             if simplejpeg.decode_jpeg(data, buffer=row).shape == row.shape:
                 return
@@ -91,10 +107,11 @@ def _decode_any(data: bytes, size: int) -> np.ndarray:
                     # Shrinking inside the JPEG decoder keeps large photographs quick and small; the factor
                     # of two leaves the filter below enough to work with.
                     image.draft(None, (2 * size, 2 * size))
-                if width * height > LARGE_PIXELS:
-                    with _large:
+                with _large if width * height > LARGE_PIXELS else contextlib.nullcontext():
+                    try:
                         return square(image, size)
-                return square(image, size)
+                    finally:
+                        image.close()  # frees the pixels before the next large image may begin
     except Image.UnidentifiedImageError:
         raise ImageError("it is no image in a format that is read") from None
     except Image.DecompressionBombError:
@@ -117,8 +134,10 @@ def _check_jpeg(data: bytes) -> None:
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:
-    """The middle square of `image` at `size` pixels a side, as uint8 (size, size, 3). Raises ImageError."""
+    """The middle square of `image` at `size` pixels a side, uint8 (size, size, 3). Raises ImageError."""
+    image.load()  # here a TIFF turns by itself
     mode = image.mode
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
     if mode == "F":
         raise ImageError("its pixels are floating-point numbers of an unknown range; save it with 8 bits")
     if mode.startswith("I"):
@@ -127,12 +146,13 @@ def square(image: Image.Image, size: int) -> np.ndarray:
         image = image.convert("RGBA")
     elif mode not in ("RGB", "RGBA", "L", "LA"):
         image = image.convert("RGB")
-    image = ImageOps.exif_transpose(image)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     if (width, height) != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    if orientation in _TURNS:  # a square from the middle may as well be turned when it is small
+        image = image.transpose(_TURNS[orientation])
     if image.mode in ("RGBA", "LA"):
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image.convert("RGBA"))

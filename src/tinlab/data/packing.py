@@ -118,9 +118,9 @@ def _taken(out: Path) -> bool:
         return any(out.iterdir())
     except FileNotFoundError:
         return out.is_symlink()
-    except NotADirectoryError:
-        raise TinlabError(f"{out} is a file, and a pack is a folder; name another place") from None
     except OSError as error:
+        if out.is_file():
+            raise TinlabError(f"{out} is a file, and a pack is a folder; name another place") from None
         raise _unwritable(out, error) from error
 
 

@@ -139,6 +139,8 @@ def _open_files(
     folders = [f.removeprefix(root) for f in folders if f.startswith(root)]
     if "wnids.txt" in inside:
         kind, name = f"official_{container}", "tiny-imagenet-200"
+        if "shapes.json" in inside:  # which tinlab.data.shapes leaves in what it draws
+            kind, name = "rendered", "shapes"
         layout = official(path, inside, read_text)
         digest_root = "tiny-imagenet-200/"
     elif "val/val_annotations.txt" in inside:
@@ -171,7 +173,7 @@ def _root_of(names: Sequence[str], folders: Sequence[str]) -> str:
         return min(lists, key=len)[: -len("wnids.txt")]
     tops = {name.split("/", 1)[0] for name in (*names, *folders)}
     # An archive of one folder: everything stands below one name, and class folders below that.
-    if len(tops) == 1 and all(name.count("/") >= 2 for name in names):
+    if len(tops) == 1 and any(name.count("/") >= 2 for name in names):
         return f"{tops.pop()}/"
     return ""
 

@@ -1,0 +1,129 @@
+"""The decoder against Pillow's own pixels, in every mode, and against broken files."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from official import decoded, encoded, jpeg, pixels
+from PIL import Image, ImageOps
+
+from tinlab.data.decode import MAX_PIXELS, ImageError, decode_into, is_image_name
+from tinlab.data.moments import PixelSums
+
+
+def opened(data: bytes, size: int = 64) -> np.ndarray:
+    row = np.full((size, size, 3), 99, dtype=np.uint8)
+    decode_into(data, row)
+    return row
+
+
+def close(found: np.ndarray, expected: np.ndarray, tolerance: int = 3) -> bool:
+    return bool((np.abs(found.astype(int) - expected) <= tolerance).all())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"quality": 30}, {"subsampling": 2}, {"subsampling": 1}, {"progressive": True}, {"optimize": True}],
+)
+def test_jpegs_equal_pillows(options: dict[str, object]) -> None:
+    for seed in range(5):
+        data = encoded(pixels(seed), **options)
+        np.testing.assert_array_equal(opened(data), decoded(data))
+
+
+def test_grey_and_cmyk_jpegs_equal_pillows() -> None:
+    for mode in ("L", "CMYK"):
+        data = encoded(Image.fromarray(pixels(1)).convert(mode))
+        np.testing.assert_array_equal(opened(data), decoded(data))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000"])
+def test_other_formats_equal_pillows(kind: str) -> None:
+    data = encoded(pixels(3), kind)
+    np.testing.assert_array_equal(opened(data), decoded(data))
+
+
+def test_modes() -> None:
+    image = Image.fromarray(pixels(2))
+    palette = encoded(image.quantize(16), "PNG")
+    np.testing.assert_array_equal(opened(palette), decoded(palette))
+    bilevel = encoded(image.convert("1"), "PNG")
+    np.testing.assert_array_equal(opened(bilevel), decoded(bilevel))
+    grey = np.asarray(image.convert("L"))
+    deep = encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")
+    np.testing.assert_array_equal(opened(deep), np.repeat(grey[:, :, None], 3, axis=2))
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.fromarray(np.repeat(np.uint8([[0, 255]]), 32, axis=1).repeat(64, axis=0)))
+    expected = pixels(2).copy()
+    expected[:, :32] = 255  # transparent parts become white
+    np.testing.assert_array_equal(opened(encoded(clear, "PNG")), expected)
+    with pytest.raises(ImageError, match="floating-point"):
+        opened(encoded(Image.fromarray(grey.astype(np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_respected(kind: str, orientation: int) -> None:
+    for size in (64, 96):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(Image.fromarray(pixels(4, size)), kind, exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).resize((64, 64))
+        assert close(opened(data), np.asarray(upright), 2)
+
+
+def test_other_sizes_are_scaled_and_cut_to_the_middle() -> None:
+    wide = np.zeros((100, 200, 3), dtype=np.uint8)
+    wide[:, 50:150] = 200
+    for kind in ("PNG", "JPEG"):
+        assert close(opened(encoded(wide, kind))[:, 2:-2], np.full((64, 60, 3), 200), 12)
+    assert opened(jpeg(1, 8)).shape == (64, 64, 3)
+    assert opened(jpeg(1), 224).shape == (224, 224, 3)
+    assert opened(encoded(np.zeros((1, 300, 3), np.uint8), "PNG")).max() == 0
+
+
+def test_broken_images_are_errors() -> None:
+    good = jpeg(1)
+    for bad, reason in (
+        (b"", "empty"),
+        (b"garbage" * 50, "no image"),
+        (good[: len(good) // 2], "damaged"),
+        (good[:-2], "damaged"),
+        (good[:20], "it is"),
+        (encoded(pixels(1), "PNG")[:-900], "damaged"),
+    ):
+        with pytest.raises(ImageError, match=reason):
+            opened(bad)
+
+
+def test_a_huge_header_is_refused_before_anything_is_allocated() -> None:
+    good = jpeg(1)
+    frame = good.index(b"\xff\xc0")
+    for side, reason in ((60000, "more than 50 million"), (9000, "9000 x 9000")):
+        huge = good[: frame + 5] + struct.pack(">2H", side, side) + good[frame + 9 :]
+        with pytest.raises(ImageError, match=reason):
+            opened(huge)
+    header = b"IHDR" + struct.pack(">2L5B", 50000, 50000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">L", 13) + header + struct.pack(">L", zlib.crc32(header))
+    with pytest.raises(ImageError, match="pixels"):
+        opened(bomb + struct.pack(">L4s4xL", 4, b"IDAT", zlib.crc32(b"IDAT\0\0\0\0")))
+    assert MAX_PIXELS < 9000**2
+
+
+def test_names_of_images() -> None:
+    assert all(map(is_image_name, ["a.JPEG", "b/c.jpg", "d.Png", "e.webp"]))
+    assert not any(map(is_image_name, ["a.txt", "jpeg", "b.jpg/c", "evil.eps", ""]))
+
+
+@pytest.mark.parametrize(("size", "count"), [(64, 300), (32, 7), (224, 3), (5, 1)])
+def test_sums_are_exact(size: int, count: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    images[: count // 2] = 255
+    wide = images.reshape(-1, 3).astype(np.int64)
+    sums = PixelSums(size)
+    for _ in range(2):  # the scratch space is used again
+        np.testing.assert_array_equal(sums.of(images), [wide.sum(axis=0), (wide**2).sum(axis=0)])
