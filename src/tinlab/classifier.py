@@ -53,9 +53,7 @@ class Classifier:
         guesses = []
         for row in self.probabilities(images):
             best = np.argsort(-row, kind="stable")[:top]
-            guesses.append(
-                [Guess(self.classes[i].id, self.classes[i].words, float(row[i])) for i in best]
-            )
+            guesses.append([Guess(self.classes[i].id, self.classes[i].words, float(row[i])) for i in best])
         return guesses
 
     def probabilities(self, images: Iterable[Image]) -> np.ndarray:
@@ -84,7 +82,9 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
     opened = runs.open_run(run)
     last = checkpoint.latest(opened.path)
     if last is None:
-        raise TinlabError(f"{opened.path} has no checkpoint yet; go on with: tinlab train --resume {opened.path}")
+        raise TinlabError(
+            f"{opened.path} has no checkpoint yet; go on with: tinlab train --resume {opened.path}"
+        )
     chosen = resolve_device(device)
     compute = opened.recipe.compute
     model = place(models.build(opened.recipe.model, len(opened.classes)), compute, chosen)
@@ -93,7 +93,9 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
 
 
 def _is_one_array(images: Image) -> bool:
-    return isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4)))
+    return isinstance(images, np.ndarray) and (
+        images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4))
+    )
 
 
 def _pixels(image: Image, size: int) -> np.ndarray:

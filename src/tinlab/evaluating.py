@@ -39,14 +39,18 @@ def predictions_of(
     about = {"step": str(int(last.name.removeprefix("step-")))}
     wanted = {**about, "split": split, "pack_digest": digest}
     own = digest == run.pack_digest
-    place = run.path / "predictions" / (f"{split}.safetensors" if own else f"{split}-{digest[:12]}.safetensors")
+    place = (
+        run.path / "predictions" / (f"{split}.safetensors" if own else f"{split}-{digest[:12]}.safetensors")
+    )
     if place.is_file():
         saved = Predictions.load(place)
         if saved.about == wanted:
             return saved
     pack = pack or Pack.open(run.pack)
     if pack.digest != digest:
-        raise TinlabError(f"{pack.path} has changed since {path} was trained on it; name its pack with --data")
+        raise TinlabError(
+            f"{pack.path} has changed since {path} was trained on it; name its pack with --data"
+        )
     if [c.id for c in pack.info.classes] != [c.id for c in run.classes]:
         raise TinlabError(f"{pack.path} has other classes than {path} was trained on")
     if pack.info.image_size != run.preprocessing.image_size:

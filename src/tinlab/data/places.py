@@ -42,7 +42,9 @@ def find_source(stated: str | Path | None = None) -> Path | None:
         if not path.exists() and path.name == str(place) and (cached / "pack.json").is_file():
             return cached
         if not path.exists():
-            raise TinlabError(f"{origin}: there is no {path}; name a pack, a data set, or a cached pack's name")
+            raise TinlabError(
+                f"{origin}: there is no {path}; name a pack, a data set, or a cached pack's name"
+            )
         return _inside(path) or path
     packs = sorted((cache_folder() / "packs").glob(f"{FOLDER}*/pack.json"))
     if packs:

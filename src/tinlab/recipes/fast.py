@@ -17,11 +17,11 @@ def fast_cpu() -> Recipe:
         summary="ResNet-18 of base width 48, growing images, for two CPU cores",
         data=Data(
             train_split="train+tune",
-            image_sizes=(32, 32, 40, 40, 48, 48, 48, 56, 56, 56, 64, 64, 64, 64),
+            image_sizes=(32, 32, 40, 40, 48, 48, 56, 56, 64, 64),
         ),
         augment=(Flip(), RandomResizedCrop(area=(0.6, 1.0))),
         model=Model(name="resnet18", width=48, stem="patch", shortcut="average_pool", zero_last_bn=True),
         loss=Loss(label_smoothing=0.1),
         optimizer=Optimizer(peak_lr=0.2, nesterov=True, weight_decay=5e-4, decay_weights_only=True),
-        schedule=Schedule(epochs=14, batch_size=128, shape="linear", warmup_fraction=0.2),
+        schedule=Schedule(epochs=10, batch_size=128, shape="linear", warmup_fraction=0.2),
     )
