@@ -100,7 +100,7 @@ def _is_one_array(images: Image) -> bool:
 
 def _pixels(image: Image, size: int) -> np.ndarray:
     """uint8 (size, size, 3), made as a pack's images are. Raises TinlabError that names what is wrong."""
-    from PIL import Image as pillow
+    import PIL.Image
 
     try:
         if isinstance(image, str | Path):
@@ -110,8 +110,8 @@ def _pixels(image: Image, size: int) -> np.ndarray:
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8:
                 raise ImageError(f"it is an array of {image.dtype}, and uint8 values of 0 to 255 are read")
-            image = pillow.fromarray(image)
-        if not isinstance(image, pillow.Image):
+            image = PIL.Image.fromarray(image)
+        if not isinstance(image, PIL.Image.Image):
             raise ImageError("it is neither a path, a PIL image nor an array")
         return square(image, size)
     except OSError as error:

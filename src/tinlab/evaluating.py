@@ -16,7 +16,7 @@ from tinlab.training import checkpoint
 def evaluate(
     path: str | Path, *, split: str = "val", pack: Pack | None = None, device: str = "auto"
 ) -> Metrics:
-    """Measure the run in folder `path` on a labelled `split`. Raises TinlabError where that cannot be done."""
+    """Measure the run in folder `path` on a labelled split. Raises TinlabError where that cannot be done."""
     predictions = predictions_of(path, split=split, pack=pack, device=device)
     if (predictions.labels < 0).any():
         raise TinlabError(f"the labels of '{split}' were never published, so nothing can be measured on it")
@@ -26,7 +26,7 @@ def evaluate(
 def predictions_of(
     path: str | Path, *, split: str = "val", pack: Pack | None = None, device: str = "auto"
 ) -> Predictions:
-    """The run's logits on `split`: those saved, where they are of its last checkpoint, or else new ones, saved.
+    """The run's logits on `split`: the saved ones, if of its last checkpoint, or else new ones, saved.
 
     `pack` is by default the one that the run was trained on; another one must have the same classes, and is
     measured anew. Raises TinlabError where there is no checkpoint, pack or split.
@@ -56,7 +56,7 @@ def predictions_of(
     if pack.info.image_size != run.preprocessing.image_size:
         raise TinlabError(
             f"{pack.path} has images of {pack.info.image_size} pixels and {path} takes "
-            f"{run.preprocessing.image_size}; pack the source with --image-size {run.preprocessing.image_size}"
+            f"{run.preprocessing.image_size}; pack the source with that --image-size"
         )
     classifier = load(path, device)
     predictions = predict_split(

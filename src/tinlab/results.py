@@ -16,9 +16,10 @@ from tinlab.files import write_text
 COLUMNS = (
     "recipe", "recipe_digest", "seed", "split", "top1_percent", "top1_low_percent", "top1_high_percent",
     "top5_percent", "loss", "train_images", "steps", "epochs", "train_minutes", "images_per_second",
-    "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind", "pack_digest", "finished_at",
+    "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind", "pack_digest",
+    "finished_at",
 )  # fmt: skip
-"""The bounds are the 95% bootstrap interval over the measured images; minutes are those of the steps alone."""
+"""The bounds are the 95% bootstrap interval over the images; minutes are those of the steps alone."""
 
 
 def results_file() -> Path:
@@ -75,3 +76,12 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
     writer.writerows([*rows, row])
     write_text(path, text.getvalue())
     return row
+
+
+def mean_top1_percent(path: Path | None = None) -> dict[str, float]:
+    """Recipe digest -> mean top-1 in percent over the seeds on val, from results.csv."""
+    found: dict[str, list[float]] = {}
+    for row in read_results(path or results_file()):
+        if row["split"] == "val":
+            found.setdefault(row["recipe_digest"], []).append(float(row["top1_percent"]))
+    return {digest: sum(values) / len(values) for digest, values in found.items()}

@@ -105,7 +105,7 @@ def test_a_crop_of_everything_is_the_image():
 def test_crops_cover_the_asked_area():
     # A ramp along each axis shows which box was cut: its mean is the box's centre, its spread the box's side.
     ramp = torch.arange(64, dtype=torch.uint8) * 4
-    x = torch.stack([ramp[:, None].expand(64, 64), ramp[None].expand(64, 64)] + [ramp.new_zeros(64, 64)], -1)
+    x = torch.stack([ramp[:, None].expand(64, 64), ramp[None].expand(64, 64), ramp.new_zeros(64, 64)], -1)
     y = apply(
         Policy((RandomResizedCrop(area=(0.25, 0.5)),), NOTHING, ONE / 255, 1), x.expand(500, -1, -1, -1)
     )

@@ -25,8 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import platformdirs
-
+from tinlab.data.places import cache_folder
 from tinlab.errors import TinlabError
 from tinlab.files import read_json, write_json
 
@@ -37,12 +36,6 @@ OFFICIAL_CONTENT = "be0f13a5b2ae99468fbb724f396af226b83bd5469929439804e3af9ec0e8
 _BLOCK = 1 << 18
 _PAUSE_LIMIT_SECONDS = 60.0
 _RETRIED = (408, 429, 500, 502, 503, 504)
-
-
-def cache_folder() -> Path:
-    """Where downloads go: $TINLAB_CACHE, else the user's cache folder as the operating system has it."""
-    named = os.environ.get("TINLAB_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("tinlab")
 
 
 def download(

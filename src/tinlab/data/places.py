@@ -14,7 +14,7 @@ ARCHIVE = "tiny-imagenet-200.zip"
 FOLDER = "tiny-imagenet-200"
 
 HOW_TO_GET_DATA = (
-    "no data found: name a data set or a pack with --data, or set TINLAB_DATA, or run 'tinlab data download'; "
+    "no data found: name a data set or a pack with --data, set TINLAB_DATA, or run 'tinlab data download'; "
     "without a network, 'tinlab data render FOLDER' draws a stand-in set"
 )
 

@@ -61,6 +61,7 @@ class Progress:
     top1_percent: float
     image_size: int
     seconds_left: float
+    held_out: str
     held_out_top1_percent: float | None
 
 
@@ -203,7 +204,10 @@ def _train(
             state.elapsed_seconds = elapsed_before + now - began
 
             if watch is not None and state.window_images:
-                watch(_progress(state, total_steps, steps_per_epoch, size, held_out_top1))
+                left = _seconds_left(state, total_steps, recipe.data.image_sizes)
+                watch(
+                    _progress(state, total_steps, steps_per_epoch, size, left, held_out.name, held_out_top1)
+                )
             if state.step % log_every == 0 or state.step == total_steps:
                 curves.add(_train_point(state, steps_per_epoch, rate, size))
                 state.window_loss, state.window_correct = 0.0, 0
@@ -247,6 +251,16 @@ def forward_backward(
 def size_at(sizes: tuple[int, ...], step: int, total_steps: int) -> int:
     """The side of the training images in step `step`: each of `sizes` gets an equal share of the steps."""
     return sizes[min(len(sizes) - 1, step * len(sizes) // total_steps)]
+
+
+def _seconds_left(state: checkpoint.State, total_steps: int, sizes: tuple[int, ...]) -> float:
+    """By the speed so far, where a step takes time in proportion to its images' pixels."""
+
+    def cost(step: int) -> float:
+        shares = len(sizes) * step / total_steps  # how many of the sizes are done with, and a part
+        return sum(size**2 * min(1.0, max(0.0, shares - place)) for place, size in enumerate(sizes))
+
+    return state.train_seconds * (cost(total_steps) / cost(state.step) - 1)
 
 
 def preprocessing(recipe: Recipe, pack: Pack) -> Preprocessing:
@@ -354,7 +368,13 @@ def _eval_point(
 
 
 def _progress(
-    state: checkpoint.State, total_steps: int, steps_per_epoch: float, size: int, held_out: float | None
+    state: checkpoint.State,
+    total_steps: int,
+    steps_per_epoch: float,
+    size: int,
+    seconds_left: float,
+    held_out: str,
+    held_out_top1_percent: float | None,
 ) -> Progress:
     return Progress(
         step=state.step,
@@ -364,8 +384,9 @@ def _progress(
         loss=state.window_loss / state.window_images,
         top1_percent=100 * state.window_correct / state.window_images,
         image_size=size,
-        seconds_left=(total_steps - state.step) * state.train_seconds / state.step,
-        held_out_top1_percent=held_out,
+        seconds_left=seconds_left,
+        held_out=held_out,
+        held_out_top1_percent=held_out_top1_percent,
     )
 
 

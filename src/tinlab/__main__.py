@@ -1,0 +1,5 @@
+"""`python -m tinlab`."""
+
+from tinlab.cli import main
+
+main()

@@ -1,0 +1,151 @@
+"""What a person sees in the terminal: progress bars, tables, one line for an error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tinlab.training import loop
+
+LINE_SECONDS = 30
+"""How often progress is written as a line where the output is no terminal."""
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """A line of progress, on standard error: standard output is for results."""
+    err.print(Text(plain(text)))
+
+
+def plain(text: str) -> str:
+    """`text` without control characters, which could drive the terminal: names come from strangers' files."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def show_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def show_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    right: Sequence[str] = (),
+    title: str | None = None,
+) -> None:
+    """A table on standard output; the columns named in `right` are aligned to the right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain("" if cell is None else str(cell))) for cell in row))
+    out.print(table)
+
+
+@contextmanager
+def counting(what: str, unit: str = "images") -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar for work that counts (done, total). Nothing is shown where there is nothing to do."""
+    with _bar(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), _Left()
+    ) as bar:
+        task = bar.add_task(what, total=None, visible=False, count="")
+
+        def count(done: int, total: int | None) -> None:
+            text = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
+            bar.update(task, completed=done, total=total, visible=True, count=text)
+
+        yield count
+
+
+@contextmanager
+def training() -> Iterator[loop.Watcher]:
+    """The training's progress bar, or a line now and then where the output is no terminal."""
+    if not err.is_terminal:
+        yield _Lines()
+        return
+    with _bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        expand=True,
+    ) as bar:
+        task = bar.add_task("train", total=None, numbers="", left="")
+
+        def watch(progress: loop.Progress) -> None:
+            bar.update(
+                task,
+                total=progress.total_steps,
+                completed=progress.step,
+                description=f"epoch {progress.epoch:.1f}",
+                numbers=_numbers(progress),
+                left=f"{_clock(progress.seconds_left)} left",
+            )
+
+        yield watch
+
+
+class _Lines:
+    """Progress as lines, for logs."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, progress: loop.Progress) -> None:
+        done = progress.step == progress.total_steps
+        if time.monotonic() - self._last >= LINE_SECONDS or done:
+            self._last = time.monotonic()
+            say(
+                f"step {progress.step} of {progress.total_steps} · epoch {progress.epoch:.2f} · "
+                f"{_numbers(progress)} · {_clock(progress.seconds_left)} left"
+            )
+
+
+def _numbers(progress: loop.Progress) -> str:
+    text = f"{progress.images_per_second:,.0f} images/s · loss {progress.loss:.3f}"
+    text += f" · train {progress.top1_percent:.1f}%"
+    if progress.held_out_top1_percent is not None:
+        text += f" · {progress.held_out} {progress.held_out_top1_percent:.1f}%"
+    return text
+
+
+class _Left(ProgressColumn):
+    """Time left, by the speed so far."""
+
+    def render(self, task: Task) -> Text:
+        if not task.total or not task.completed or task.elapsed is None:
+            return Text("")
+        if task.finished:
+            return Text(_clock(task.finished_time or task.elapsed), style="dim")
+        return Text(_clock((task.total - task.completed) * task.elapsed / task.completed) + " left")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _bar(*columns: ProgressColumn, expand: bool = False) -> Progress:
+    return Progress(*columns, console=err, disable=not err.is_terminal, expand=expand, refresh_per_second=4)
+
+
+def fail(message: str, exit_code: int) -> int:
+    """Print one line of error and return the exit code."""
+    err.print(Text("tinlab: ", style="bold red") + Text(" ".join(plain(message).split())))
+    sys.stdout.flush()
+    return exit_code
