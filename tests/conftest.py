@@ -12,6 +12,12 @@ import pytest
 
 from tinlab.data.pack import Pack
 from tinlab.data.packing import pack
+from tinlab.data.shapes import render
+from tinlab.recipe import Data, Flip, Loss, Model, Optimizer, RandomResizedCrop, Recipe, Schedule
+
+# Tests train tiny networks, which one thread does as fast as two; and tests that run side by side must not
+# wait for each other's threads. torch, which is not imported yet, reads it; so do child processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "tiny-imagenet-200"
 NAME = "tiny-imagenet-200.zip"
@@ -44,3 +50,30 @@ def real_zip() -> Path:
 def real_pack(real_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     """The real Tiny ImageNet, packed once for all tests."""
     return pack(real_zip, tmp_path_factory.mktemp("real") / "pack")
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rendered data set of 4 classes with 30 training and 10 validation images each, 8 unlabelled ones."""
+    folder = tmp_path_factory.mktemp("shapes") / "shapes"
+    return render(folder, classes=4, train_per_class=30, val_per_class=10, test_images=8)
+
+
+@pytest.fixture(scope="session")
+def shapes_pack(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """`shapes_folder`, packed."""
+    return pack(shapes_folder, tmp_path_factory.mktemp("pack") / "shapes-pack")
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Recipe:
+    """A network and a length for tests: a second or two on `shapes_pack`."""
+    return Recipe(
+        name="tiny",
+        data=Data(image_sizes=(16, 32)),
+        augment=(Flip(), RandomResizedCrop()),
+        model=Model(width=4, stem="patch"),
+        optimizer=Optimizer(peak_lr=0.05, nesterov=True),
+        schedule=Schedule(steps=12, batch_size=16, shape="linear", warmup_fraction=0.2),
+        loss=Loss(label_smoothing=0.1),
+    )

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import nn
+
+from tinlab import recipe
+from tinlab.errors import TinlabError
+from tinlab.training import checkpoint, optimizer
+
+CPU = torch.device("cpu")
+
+
+def trained(name="sgd", steps=3):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    model = model.to(memory_format=torch.channels_last)
+    updater = optimizer.build(recipe.Optimizer(name=name, peak_lr=0.001), model)
+    advance(model, updater, steps)
+    return model, updater
+
+
+def advance(model, updater, steps):
+    x = torch.arange(2 * 3 * 64, dtype=torch.float32).view(2, 3, 8, 8) / 100
+    for _ in range(steps):
+        model(x).square().mean().backward()
+        updater.step()
+        updater.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_what_is_restored_goes_on_as_if_nothing_had_happened(tmp_path, name):
+    model, updater = trained(name)
+    place = checkpoint.save(tmp_path, model, updater, checkpoint.State(step=3, train_seconds=1.5))
+    other, other_updater = trained(name, steps=1)
+    state = checkpoint.restore(place, other, other_updater, CPU)
+    assert (state.step, state.train_seconds) == (3, 1.5)
+    advance(model, updater, 4)
+    advance(other, other_updater, 4)
+    for mine, theirs in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.isfinite(mine).all()
+        assert torch.equal(mine, theirs)
+
+
+def test_only_the_newest_is_kept_and_partial_ones_do_not_count(tmp_path):
+    model, updater = trained()
+    assert checkpoint.latest(tmp_path) is None
+    for step in (5, 10, 100):
+        checkpoint.save(tmp_path, model, updater, checkpoint.State(step=step))
+    (tmp_path / "checkpoints" / ".step-00000200.partial").mkdir()
+    assert checkpoint.latest(tmp_path).name == "step-00000100"
+    assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 1
+    checkpoint.save(tmp_path, model, updater, checkpoint.State(step=200))
+    assert checkpoint.latest(tmp_path).name == "step-00000200"
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000200"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    model, updater = trained()
+    checkpoint.save(tmp_path, model, updater, checkpoint.State(step=5))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, model, updater, checkpoint.State(step=6))
+    assert checkpoint.latest(tmp_path).name == "step-00000005"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "garbage"])
+def test_a_damaged_checkpoint_is_named(tmp_path, file, damage):
+    model, updater = trained()
+    place = checkpoint.save(tmp_path, model, updater, checkpoint.State(step=5))
+    path = place / file
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-7])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"garbage")
+    with pytest.raises(TinlabError, match=str(place)):
+        checkpoint.restore(place, model, updater, CPU)
+
+
+def test_another_networks_checkpoint_is_refused(tmp_path):
+    model, updater = trained()
+    place = checkpoint.save(tmp_path, model, updater, checkpoint.State(step=5))
+    other = nn.Linear(3, 2)
+    with pytest.raises(TinlabError, match="does not belong"):
+        checkpoint.restore(place, other, optimizer.build(recipe.Optimizer(), other), CPU)
