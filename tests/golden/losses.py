@@ -31,6 +31,7 @@ def golden_recipes() -> dict[str, Recipe]:
             [
                 *small,
                 "model.name=resnet18",
+                "model.zero_last_bn=true",
                 "model.width=16",
                 "schedule.milestone_steps=[15]",
                 "optimizer.peak_lr=0.001",

@@ -12,5 +12,5 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("name", golden_recipes())
 def test_twenty_steps_are_what_they_were(name, data, tmp_path):
     expected = json.loads(FILE.read_text())[name]
-    # Other processors add in another order: what that does to the losses of twenty steps stays below this.
-    assert losses(golden_recipes()[name], data, tmp_path) == pytest.approx(expected, rel=2e-3)
+    # Other processors add in another order: two threads against one changed a loss by at most 6e-7.
+    assert losses(golden_recipes()[name], data, tmp_path) == pytest.approx(expected, rel=1e-4)
