@@ -32,4 +32,4 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/pack.py
 	$(BIN)/python benchmarks/loop.py
-	$(BIN)/python benchmarks/peer.py
+	$(BIN)/python benchmarks/tuning.py

@@ -405,7 +405,7 @@ def audit(
             opened, near_duplicates=near_duplicates, progress=lambda stage, done, total: count(done, total)
         )
     if json:
-        terminal.show_json({"pack": str(opened.path), **found.to_json()})
+        terminal.show_json({**found.to_json(), "pack": str(opened.path)})
         return
     for line in found.lines(first=first):
         print(terminal.plain(line))

@@ -50,7 +50,7 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
     if result is None:
         raise TinlabError(f"{run} is not finished; go on with: tinlab train --resume {run}")
     kind = environment["pack"]["source_kind"]
-    if environment["pack"].get("rendered"):
+    if kind == "rendered":
         raise TinlabError(f"{run} was trained on rendered images; results are of real ones")
     predictions = predictions_of(run, split=result["split"])
     measured = measure(predictions.logits, predictions.labels)

@@ -22,7 +22,7 @@ STEPS = 20
 
 
 def golden_recipes() -> dict[str, Recipe]:
-    """Small versions of the recipes that differ most, at rates that do not blow up differences of rounding."""
+    """Small versions of the recipes that differ most, at rates that do not blow up rounding errors."""
     small = [f"schedule.steps={STEPS}", "schedule.batch_size=16", "compute.precision=fp32", "model.width=8"]
     return {
         "demo": changed(recipes.find("demo"), [*small, "optimizer.peak_lr=0.02"]),

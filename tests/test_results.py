@@ -1,0 +1,67 @@
+import csv
+
+import pytest
+
+from tinlab.errors import TinlabError
+from tinlab.files import read_json, write_json
+from tinlab.results import COLUMNS, mean_top1_percent, read_results, record, results_file
+from tinlab.training import loop
+
+
+@pytest.fixture(scope="module")
+def run(tiny_recipe, shapes_pack, tmp_path_factory):
+    """A finished run that claims to have been trained on a folder of real images."""
+    run = loop.train(tiny_recipe, shapes_pack, tmp_path_factory.mktemp("runs"), device="cpu")
+    environment = read_json(run.path / "environment.json")
+    environment["pack"]["source_kind"] = "class_folders"
+    write_json(run.path / "environment.json", environment)
+    return run
+
+
+def test_a_row_holds_what_makes_its_number_a_number(run, tmp_path):
+    path = tmp_path / "results" / "results.csv"
+    row = record(run.path, path)
+    (saved,) = read_results(path)
+    assert list(saved) == list(COLUMNS)
+    assert {name: str(value) for name, value in row.items()} == {n: v or "None" for n, v in saved.items()}
+    assert float(saved["top1_percent"]) == run.result["top1_percent"]
+    assert (
+        float(saved["top1_low_percent"]) <= float(saved["top1_percent"]) <= float(saved["top1_high_percent"])
+    )
+    assert saved["recipe_digest"] == run.recipe.digest
+    assert saved["hardware"]
+    assert mean_top1_percent(path) == {run.recipe.digest: run.result["top1_percent"]}
+
+
+def test_a_run_is_recorded_once(run, tmp_path):
+    record(run.path, tmp_path / "r.csv")
+    with pytest.raises(TinlabError, match="already"):
+        record(run.path, tmp_path / "r.csv")
+    assert len(read_results(tmp_path / "r.csv")) == 1
+
+
+def test_rendered_images_and_unfinished_runs_are_refused(run, shapes_pack, tiny_recipe, tmp_path):
+    rendered = loop.train(tiny_recipe, shapes_pack, tmp_path / "runs", device="cpu")
+    with pytest.raises(TinlabError, match="rendered"):
+        record(rendered.path, tmp_path / "r.csv")
+    (rendered.path / "result.json").unlink()
+    with pytest.raises(TinlabError, match="not finished"):
+        record(rendered.path, tmp_path / "r.csv")
+    assert not (tmp_path / "r.csv").exists()
+
+
+def test_a_foreign_file_is_left_alone(run, tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(TinlabError, match="other columns"):
+        record(run.path, path)
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_the_projects_own_results_are_readable():
+    with results_file().open(newline="") as file:
+        assert tuple(next(csv.reader(file))) == COLUMNS
+    for row in read_results(results_file()):
+        assert 0 < float(row["top1_percent"]) < 100
+        assert row["source_kind"] != "rendered"
+        assert row["commit"]
