@@ -5,6 +5,7 @@ Modules that take long to import are imported inside the commands, so that `--he
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -199,7 +200,7 @@ def runs(out: Out = RUNS, json: AsJson = False) -> None:
     """List the runs, oldest first."""
     from tinlab.runs import list_runs
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in list_runs(out):
         result = run.result or {}
         last = (run.metrics() or [{}])[-1]
@@ -222,14 +223,14 @@ def runs(out: Out = RUNS, json: AsJson = False) -> None:
         terminal.say(f"no runs in {out}; 'tinlab train RECIPE' makes one")
         return
     terminal.show_table(
-        ("run", "val top-1", "epochs", "minutes", "started"),
+        (f"run in {out}", "val top-1", "epochs", "minutes", "started (UTC)"),
         [
             (
-                r["run"],
+                Path(r["run"]).name,
                 f"{r['top1_percent']:.2f}%" if r["finished"] else "unfinished",
-                r["epochs"],
-                r["train_minutes"],
-                r["started_at"],
+                f"{r['epochs']:.1f}",
+                f"{r['train_minutes']:.1f}",
+                r["started_at"][:16].replace("T", " "),
             )
             for r in rows
         ],
@@ -452,6 +453,8 @@ def _percent(value: float | None) -> str:
 def main() -> None:
     """Run the command line. Errors that a person can mend are one line; the exit code is then 2."""
     tune_process()
+    # As an exception, so that what is half made is removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except TinlabError as error:

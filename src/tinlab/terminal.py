@@ -58,14 +58,15 @@ def show_table(
 @contextmanager
 def counting(what: str, unit: str = "images") -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar for work that counts (done, total). Nothing is shown where there is nothing to do."""
+    scale, name = (1e6, "MB") if unit == "bytes" else (1, unit)
     with _bar(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), _Left()
     ) as bar:
         task = bar.add_task(what, total=None, visible=False, count="")
 
         def count(done: int, total: int | None) -> None:
-            text = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
-            bar.update(task, completed=done, total=total, visible=True, count=text)
+            shown = f"{done / scale:,.0f}" + (f" of {total / scale:,.0f}" if total else "")
+            bar.update(task, completed=done, total=total, visible=True, count=f"{shown} {name}")
 
         yield count
 

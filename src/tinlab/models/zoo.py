@@ -34,4 +34,4 @@ def import_torchvision() -> ModuleType:
             library.define(signature)
         _declared.append(library)
         import torchvision
-    return torchvision  # type: ignore[no-any-return]
+    return torchvision
