@@ -20,7 +20,7 @@ from tinlab.recipe import Flip, Operation, RandomResizedCrop
 class Policy:
     """Operations and the normalisation, ready to be applied: uint8 images in, the network's input out.
 
-    `mean` and `std` are float (3,), for values scaled to 0..1.
+    `mean` and `std` are float (3,), for values scaled to 0..1, on the device that the images will be on.
     """
 
     def __init__(self, operations: Sequence[Operation], mean: Tensor, std: Tensor, seed: int) -> None:
@@ -51,7 +51,7 @@ class Policy:
 
     def normalise(self, x: Tensor) -> Tensor:
         """(B, H, W, 3) in 0..255 -> float32 (B, 3, H, W) in channels-last memory."""
-        x = torch.addcmul(self.shift.to(x.device), x.to(torch.float32), self.scale.to(x.device))
+        x = torch.addcmul(self.shift, x.to(torch.float32), self.scale)
         return x.permute(0, 3, 1, 2)  # (B, 3, H, W); the memory is still (B, H, W, 3)
 
     def _draw(

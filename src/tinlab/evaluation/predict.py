@@ -83,6 +83,7 @@ def predict_split(
 
 def forward(model: nn.Module, preprocessing: Preprocessing, images: Tensor, compute: Compute) -> Tensor:
     """uint8 (B, H, W, 3) of the stored size -> logits float32 (B, C), without augmentation."""
-    plain = Policy((), torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std), seed=0)
+    mean, std = (torch.tensor(v, device=images.device) for v in (preprocessing.mean, preprocessing.std))
+    plain = Policy((), mean, std, seed=0)
     with autocast(compute, images.device):
         return model(plain.normalise(images)).float()

@@ -43,7 +43,7 @@ def verdict(record: RunRecord, metrics: Metrics | None) -> Verdict:
                 "", "Not finished, and nothing was measured yet.", f"{state} {_basis(record)}", notices
             )
         sentence = (
-            f"of {split_words(last.split)} right at epoch {last.epoch:g}, in a run that is not finished."
+            f"of {split_words(last.split)} right at epoch {decimal(last.epoch)}, in a run that is not finished."
         )
         return Verdict(percent(last.top1_percent), sentence, f"{state} {_basis(record)}", notices)
     split = str(result.get("split", "val"))
@@ -83,12 +83,12 @@ def gap_sentence(record: RunRecord) -> str:
     seen = [value for value in epoch if value is not None]
     words = split_words(last.split)
     if not seen:
-        return f"At epoch {last.epoch:g} the network has {last.top1_percent:.1f}% of the {words} right."
+        return f"At epoch {decimal(last.epoch)} the network has {last.top1_percent:.1f}% of the {words} right."
     train = sum(seen) / len(seen)
     gap = train - last.top1_percent
     side = "ahead of" if gap >= 0 else "behind"
     text = (
-        f"In the epoch up to {last.epoch:g} the network had {train:.1f}% of the training images right, as it "
+        f"In the epoch up to {decimal(last.epoch)} the network had {train:.1f}% of the training images right, as it "
         f"saw them (augmented), and after it {last.top1_percent:.1f}% of the {words}: "
         f"training runs {abs(gap):.1f} points {side} held-out accuracy."
     )
@@ -98,7 +98,7 @@ def gap_sentence(record: RunRecord) -> str:
     best = min(measured, key=lambda point: point.loss)
     if measured[-1].loss > 1.02 * best.loss:
         return (
-            f"{text} Held-out loss was lowest at epoch {best.epoch:g} ({best.loss:.3f}) and has risen to "
+            f"{text} Held-out loss was lowest at epoch {decimal(best.epoch)} ({best.loss:.3f}) and has risen to "
             f"{measured[-1].loss:.3f} since: the network overfits."
         )
     return f"{text} Held-out loss has not risen from its lowest."
@@ -128,7 +128,12 @@ def percent(value: float, digits: int = 2) -> str:
 
 def count(value: float, noun: str) -> str:
     """`3 epochs`, `1 epoch`, `2.5 epochs`."""
-    return f"{round(value, 2):,g} {noun}{'' if value == 1 else 's'}"
+    return f"{decimal(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def decimal(value: float) -> str:
+    """A number with up to two decimals: `3`, `2.5`, `4.99`."""
+    return f"{round(value, 2):,g}"
 
 
 def duration(seconds: float) -> str:
@@ -195,7 +200,7 @@ def _notices(record: RunRecord, metrics: Metrics | None) -> tuple[str, ...]:
     if any(not math.isfinite(point.loss) for point in (*record.train, *record.held_out)):
         first = next(p for p in (*record.train, *record.held_out) if not math.isfinite(p.loss))
         found.append(
-            f"Training diverged: the loss is not finite at epoch {first.epoch:g} (step {first.step})."
+            f"Training diverged: the loss is not finite at epoch {decimal(first.epoch)} (step {first.step})."
         )
     said = number((record.result or {}).get("top1_percent"))
     if metrics and said is not None and abs(said - metrics.top1_percent) > 0.005:

@@ -127,7 +127,10 @@ def _go(
         if started is not None:
             started(run)
         if run.result is None:
-            write_json(run.path / "environment.json", runs.describe_environment(pack, str(device)))
+            environment = runs.describe_environment(pack, str(device))
+            if before := run.environment:
+                environment = {**before, "resumed": [*before.get("resumed", []), environment]}
+            write_json(run.path / "environment.json", environment)
             _train(run, pack, device, checkpoint_seconds, watch, stop)
     return run
 
@@ -151,7 +154,8 @@ def _train(
 
     batches = Batches(train_split, rows, recipe.schedule.batch_size, seed, device)
     shown = run.preprocessing
-    policy = Policy(recipe.augment, torch.tensor(shown.mean), torch.tensor(shown.std), seed)
+    mean, std = (torch.tensor(values, device=device) for values in (shown.mean, shown.std))
+    policy = Policy(recipe.augment, mean, std, seed)
     torch.manual_seed(seed)
     model = place(models.build(recipe.model, len(run.classes)), recipe.compute, device)
     updater = optimizer.build(recipe.optimizer, model)
@@ -177,6 +181,15 @@ def _train(
         rate = 0.0
         model.train()
         while state.step < total_steps:
+            if state.step and state.step % evaluate_every == 0 and not curves.measured(state.step):
+                # At the beginning of a step, so that a run resumed from this very step does not skip it.
+                predictions = predict_split(model, shown, held_out, recipe.compute, device)
+                model.train()
+                measured = measure(predictions.logits, predictions.labels)
+                held_out_top1 = measured.top1_percent
+                state.elapsed_seconds = elapsed_before + time.perf_counter() - began
+                curves.add(_eval_point(state, steps_per_epoch, held_out.name, measured))
+
             step_began = time.perf_counter()
             size = size_at(recipe.data.image_sizes, state.step, total_steps)
             rate = optimizer.learning_rate(recipe.schedule, recipe.optimizer.peak_lr, state.step, total_steps)
@@ -212,13 +225,6 @@ def _train(
                 curves.add(_train_point(state, steps_per_epoch, rate, size))
                 state.window_loss, state.window_correct = 0.0, 0
                 state.window_images, state.window_seconds = 0, 0.0
-            if state.step % evaluate_every == 0 and state.step < total_steps and stop.signal_number == 0:
-                predictions = predict_split(model, shown, held_out, recipe.compute, device)
-                model.train()
-                measured = measure(predictions.logits, predictions.labels)
-                held_out_top1 = measured.top1_percent
-                curves.add(_eval_point(state, steps_per_epoch, held_out.name, measured))
-                state.elapsed_seconds = elapsed_before + time.perf_counter() - began
 
             stopping = stop.signal_number != 0 and state.step < total_steps
             if stopping or state.step == total_steps or time.perf_counter() - saved_at >= checkpoint_seconds:
@@ -231,7 +237,8 @@ def _train(
         final = predict_split(model, shown, pack.split("val"), recipe.compute, device, about)
         final.save(run.path / "predictions" / "val.safetensors")
         measured = measure(final.logits, final.labels)
-        curves.add(_eval_point(state, steps_per_epoch, "val", measured))
+        if not curves.measured(state.step):
+            curves.add(_eval_point(state, steps_per_epoch, "val", measured))
     state.elapsed_seconds = elapsed_before + time.perf_counter() - began
     write_json(run.path / "result.json", _result(run, state, steps_per_epoch, measured, model, len(rows)))
 
@@ -314,6 +321,7 @@ class _Curves:
     def __init__(self, run: Run, step: int) -> None:
         self._path = run.path
         self._step = step
+        self._measured = {point["step"] for point in run.metrics() if point["kind"] == "eval"}
 
     def __enter__(self) -> _Curves:
         from torch.utils.tensorboard import SummaryWriter
@@ -327,7 +335,13 @@ class _Curves:
         self._file.close()
         self._board.close()
 
+    def measured(self, step: int) -> bool:
+        """Whether the held-out curve has a point at `step` already."""
+        return step in self._measured
+
     def add(self, point: dict[str, Any]) -> None:
+        if point["kind"] == "eval":
+            self._measured.add(point["step"])
         self._file.write(json.dumps(point, allow_nan=False) + "\n")
         self._file.flush()
         folder = "train" if point["kind"] == "train" else point["split"]
@@ -419,10 +433,11 @@ def _result(
 
 
 def _diverged(run: Run, step: int, rate: float) -> Diverged:
+    last = checkpoint.latest(run.path)
+    kept = f"{last} is from before" if last else "nothing had been saved yet"
     return Diverged(
         f"the loss is not finite at step {step} (learning rate {rate:.3g}); try --set optimizer.peak_lr="
-        f"{run.recipe.optimizer.peak_lr / 3:.2g} or a longer schedule.warmup_fraction; "
-        f"{run.path} keeps its last checkpoint from before"
+        f"{run.recipe.optimizer.peak_lr / 3:.2g} or a longer schedule.warmup_fraction; {kept}"
     )
 
 
