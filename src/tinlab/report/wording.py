@@ -43,7 +43,8 @@ def verdict(record: RunRecord, metrics: Metrics | None) -> Verdict:
                 "", "Not finished, and nothing was measured yet.", f"{state} {_basis(record)}", notices
             )
         sentence = (
-            f"of {split_words(last.split)} right at epoch {decimal(last.epoch)}, in a run that is not finished."
+            f"of {split_words(last.split)} right at epoch {decimal(last.epoch)}, in a run that is not "
+            "finished."
         )
         return Verdict(percent(last.top1_percent), sentence, f"{state} {_basis(record)}", notices)
     split = str(result.get("split", "val"))
@@ -83,13 +84,13 @@ def gap_sentence(record: RunRecord) -> str:
     seen = [value for value in epoch if value is not None]
     words = split_words(last.split)
     if not seen:
-        return f"At epoch {decimal(last.epoch)} the network has {last.top1_percent:.1f}% of the {words} right."
+        return f"At epoch {decimal(last.epoch)} it has {last.top1_percent:.1f}% of the {words} right."
     train = sum(seen) / len(seen)
     gap = train - last.top1_percent
     side = "ahead of" if gap >= 0 else "behind"
     text = (
-        f"In the epoch up to {decimal(last.epoch)} the network had {train:.1f}% of the training images right, as it "
-        f"saw them (augmented), and after it {last.top1_percent:.1f}% of the {words}: "
+        f"In the epoch up to {decimal(last.epoch)} the network had {train:.1f}% of the training images "
+        f"right, as it saw them (augmented), and after it {last.top1_percent:.1f}% of the {words}: "
         f"training runs {abs(gap):.1f} points {side} held-out accuracy."
     )
     measured = [p for p in record.held_out if p.split == last.split and math.isfinite(p.loss)]
@@ -98,8 +99,8 @@ def gap_sentence(record: RunRecord) -> str:
     best = min(measured, key=lambda point: point.loss)
     if measured[-1].loss > 1.02 * best.loss:
         return (
-            f"{text} Held-out loss was lowest at epoch {decimal(best.epoch)} ({best.loss:.3f}) and has risen to "
-            f"{measured[-1].loss:.3f} since: the network overfits."
+            f"{text} Held-out loss was lowest at epoch {decimal(best.epoch)} ({best.loss:.3f}) and has "
+            f"risen to {measured[-1].loss:.3f} since: the network overfits."
         )
     return f"{text} Held-out loss has not risen from its lowest."
 
