@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinlab.report.figures import POINTS_DRAWN, Series, line_chart, sorted_bars, thinned, ticks
@@ -30,6 +30,8 @@ def test_ticks_are_round(low: float, high: float, inside: bool, expected: list[f
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.booleans())
+@example(0.0, 5e-324, False)
+@example(1e6, 1e-9, True)
 def test_ticks_cover_or_stay_inside(low: float, width: float, inside: bool) -> None:
     high = low + width
     found = ticks(low, high, about=5, inside=inside)
