@@ -16,10 +16,11 @@ from tinlab.files import write_text
 COLUMNS = (
     "recipe", "recipe_digest", "seed", "split", "top1_percent", "top1_low_percent", "top1_high_percent",
     "top5_percent", "loss", "train_images", "steps", "epochs", "train_minutes", "images_per_second",
-    "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind", "pack_digest",
+    "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind", "content_digest",
     "finished_at",
 )  # fmt: skip
-"""The bounds are the 95% bootstrap interval over the images; minutes are those of the steps alone."""
+"""The bounds are the 95% bootstrap interval over the images; minutes are those of the steps alone; the content
+digest is the source's (see tinlab.data.packing)."""
 
 
 def results_file() -> Path:
@@ -64,7 +65,7 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
         "hardware": environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores",
         **{name: environment[name] for name in ("threads", "torch", "tinlab", "commit")},
         "source_kind": kind,
-        "pack_digest": opened.pack_digest,
+        "content_digest": environment["pack"]["content_digest"],
     }
     row = {name: row[name] for name in COLUMNS}
     rows: list[dict[str, Any]] = list(read_results(path))
