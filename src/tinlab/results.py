@@ -19,8 +19,8 @@ COLUMNS = (
     "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind", "content_digest",
     "finished_at",
 )  # fmt: skip
-"""The bounds are the 95% bootstrap interval over the images; minutes are those of the steps alone; the content
-digest is the source's (see tinlab.data.packing)."""
+"""The bounds are the 95% bootstrap interval over the images; minutes are those of the steps alone; the
+content digest is the source's (see tinlab.data.digests)."""
 
 
 def results_file() -> Path:
