@@ -11,6 +11,7 @@ zip64; refused are encryption, other compressions and archives in several parts.
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ _CENTRAL = np.dtype(
     ]
 )
 _CENTRAL_BYTES = _CENTRAL.itemsize
-_CENTRAL_SIGNATURE = 0x02014B50
+_CENTRAL_SIGNATURE, _SIGNATURE = 0x02014B50, b"PK\x01\x02"
 _ENCRYPTED, _UTF8 = 1, 1 << 11
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|\x00")
 
@@ -146,29 +147,21 @@ class ZipArchive:
         return self._members.fetch(start, length), count, start
 
     def _parse_table(self, count: int) -> None:
-        """Fill the columns from the table's records. One loop finds them, the rest is done on arrays."""
+        """Fill the columns from the table's records."""
         table = self.table
-        positions: list[int] = []
-        raw_names: list[bytes] = []
-        at, end, lengths_of = 0, len(table), _LENGTHS.unpack_from
-        for _ in range(count):
-            if at + _CENTRAL_BYTES > end:
-                self._damaged("its table of members is cut off")
-            name_length, extra_length, comment_length = lengths_of(table, at + 28)
-            positions.append(at)
-            at += _CENTRAL_BYTES
-            raw_names.append(table[at : at + name_length])
-            at += name_length + extra_length + comment_length
-        if at != end:
-            self._damaged("its table of members does not have the length that it states")
-        where = np.array(positions, dtype=np.int64)
-        fixed = np.frombuffer(table, np.uint8)[where[:, None] + np.arange(_CENTRAL_BYTES)]
+        positions = self._positions(count)
+        fixed = np.frombuffer(table, np.uint8)[positions[:, None] + np.arange(_CENTRAL_BYTES)]
         records = fixed.view(_CENTRAL)[:, 0] if count else np.empty(0, _CENTRAL)
         if (records["signature"] != _CENTRAL_SIGNATURE).any():
             self._damaged("its table of members holds something else")
+        ends = positions + _CENTRAL_BYTES + records["name_length"]
+        raw_names = [
+            table[start:end]
+            for start, end in zip((positions + _CENTRAL_BYTES).tolist(), ends.tolist(), strict=True)
+        ]
         packed, size, offset = (records[c].astype(np.uint64) for c in ("packed", "size", "offset"))
         for member in np.flatnonzero((packed == U32) | (size == U32) | (offset == U32)).tolist():
-            start = positions[member] + _CENTRAL_BYTES + len(raw_names[member])
+            start = int(ends[member])
             extra = table[start : start + int(records["extra_length"][member])]
             packed[member], size[member], offset[member] = self._zip64(
                 extra, int(packed[member]), int(size[member]), int(offset[member])
@@ -176,11 +169,11 @@ class ZipArchive:
         self._check_names(names := self._decode_names(raw_names, records["flags"]))
         self._check_records(names, records, packed, size)
         starts, limits, reach = self._extents(names, records, packed, offset)
-        is_file = np.array([not name.endswith("/") for name in names], dtype=bool)
+        is_file = (np.frombuffer(table, np.uint8)[ends - 1] != ord("/")) | (records["name_length"] == 0)
         self.folders = [name[:-1] for name in names if name.endswith("/")]
-        self.names = [name for name in names if not name.endswith("/")]
+        self.names = list(itertools.compress(names, is_file.tolist()))
         columns = {
-            "record": where,
+            "record": positions,
             "name_length": records["name_length"],
             "start": starts,
             "reach": reach,
@@ -192,8 +185,36 @@ class ZipArchive:
         }
         self._columns = np.stack([columns[name][is_file].astype(np.int64) for name in COLUMNS], axis=1)
 
+    def _positions(self, count: int) -> np.ndarray:
+        """int64 (count,): where each record starts. Raises TinlabError where they do not fill the table."""
+        table, end, lengths_of = self.table, len(self.table), _LENGTHS.unpack_from
+        # Records follow upon one another, and each begins with a signature. Where the text between two of
+        # these is as long as the record says, as it is unless a name holds a signature, all were found.
+        pieces = table.split(_SIGNATURE)
+        if len(pieces) == count + 1 and not pieces[0]:
+            sizes = np.fromiter(map(len, pieces), np.int64, count + 1) + len(_SIGNATURE)
+            positions = np.cumsum(sizes[:-1]) - len(_SIGNATURE)
+            if count == 0 or int(sizes[1:].min()) >= _CENTRAL_BYTES:
+                stated = np.frombuffer(table, np.uint8)[positions[:, None] + np.arange(28, 34)]
+                lengths = stated.view("<u2").sum(axis=1, dtype=np.int64)
+                if (lengths + _CENTRAL_BYTES == sizes[1:]).all():
+                    return positions
+        found = []
+        at = 0
+        for _ in range(count):
+            if at + _CENTRAL_BYTES > end:
+                self._damaged("its table of members is cut off")
+            found.append(at)
+            at += _CENTRAL_BYTES + sum(lengths_of(table, at + 28))
+        if at != end:
+            self._damaged("its table of members does not have the length that it states")
+        return np.array(found, dtype=np.int64)
+
     def _decode_names(self, raw_names: list[bytes], flags: np.ndarray) -> list[str]:
         utf8 = ((flags & _UTF8) != 0).tolist()
+        joined = b"\n".join(raw_names)
+        if joined.isascii() and joined.count(b"\n") == len(raw_names) - 1:
+            return joined.decode().split("\n")
         try:
             return [
                 raw.decode() if modern or raw.isascii() else raw.decode("cp437")

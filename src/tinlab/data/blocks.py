@@ -87,6 +87,6 @@ class BlockDecoder:
             for part, images in enumerate((block[:inner], block[inner:])):
                 if len(images):
                     sums[part] += self._sums.of(images)
-            blocks.append(xxhash.xxh3_128_digest(block))
+            blocks.append(xxhash.xxh3_128_digest(block.data))
             output.write(first + start, block)
         return Decoded(sums, b"".join(blocks), b"".join(files), faults)

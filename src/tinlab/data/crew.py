@@ -168,21 +168,22 @@ class Crew:
             self._done.put(None)
 
     def _converse(self, helper: subprocess.Popen[bytes]) -> None:
-        assert helper.stdin is not None
-        assert helper.stdout is not None
+        requests, replies = helper.stdin, helper.stdout
+        assert requests is not None
+        assert replies is not None
         try:
-            send(helper.stdin, self._order)
+            send(requests, self._order)
         except OSError:
             return
-        if receive(helper.stdout) is None:
+        if receive(replies) is None:
             return  # it could not be started: others do the work
         self._ready.add(helper.pid)
         while (work := self._next_parcel()) is not None:
             task, parcel = work
             header = {"file": task.file, "first": task.first, "count": len(task.rows), "cut": task.cut}
             try:
-                send(helper.stdin, header, parcel)
-                reply = receive(helper.stdout)
+                send(requests, header, parcel)
+                reply = receive(replies)
             except OSError:
                 reply = None
             if reply is None:

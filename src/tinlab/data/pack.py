@@ -81,9 +81,9 @@ class PackInfo:
     """What pack.json says.
 
     `files` gives, for every other file of the pack, its digest in hex: the xxh3_128 of its bytes or, of an
-    .npy of images, whose parts are written by several processes, the `digest_of_digests`. `source` says where the
-    images came from: `kind` (official_zip, official_folder, class_folders, parquet, rendered), `name`, and
-    `content_digest`, the SHA-256 over the sorted lines `SHA256  PATH` of every file read.
+    .npy of images, whose parts are written by several processes, the `digest_of_digests`. `source`
+    says where the images came from: `kind` (official_zip, official_folder, class_folders, parquet, rendered),
+    `name`, and `content_digest`, the SHA-256 over the sorted lines `SHA256  PATH` of every file read.
     """
 
     name: str

@@ -6,12 +6,14 @@ a buffer of its own and writes to its rows of the output. So memory does not gro
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import io
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def pack(
     """
     out = Path(out)
     _check_settings(image_size, tune_fraction, val_fraction, seed, workers)
-    with open_source(source) as opened:
+    with _no_collections(), open_source(source) as opened:
         settings = {"image_size": image_size, "tune_fraction": tune_fraction, "seed": seed, "rules": RULES}
         if "val" not in opened.splits:
             settings["val_fraction"] = val_fraction
@@ -83,6 +85,18 @@ def pack(
         except OSError as error:
             raise _unwritable(out, error) from error
     return Pack.open(out)
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Hold back Python's search for cycles: it would go through the lists of names again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _check_settings(

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from tinlab.data.members import MAX_MEMBER_BYTES
 from tinlab.data.layouts import VALIDATION_NAMES, Layout, Samples
+from tinlab.data.members import MAX_MEMBER_BYTES
 from tinlab.data.pack import UNLABELLED, ClassInfo
 from tinlab.data.worker import joined
 from tinlab.errors import TinlabError

@@ -65,8 +65,8 @@ class Source:
     source has them, val and test. `others` are the rows that belong to the source without being images
     (boxes, lists); they count in its content digest, in which every path is preceded by `root`.
     `file_digests`, where not None, is what the content digest is made from instead: SHA-256 by path.
-    `fingerprint` changes where the source does, and costs no reading. A `sequential` store is read in ascending
-    order, and by one process: others are sent the bytes themselves.
+    `fingerprint` changes where the source does, and costs no reading. A `sequential` store is read in
+    ascending order, and by one process: others are sent the bytes themselves.
     """
 
     path: Path

@@ -9,13 +9,14 @@ write, then one a task.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -30,14 +31,14 @@ Unpack = Callable[[bytes], Iterator[bytes | bytearray]]
 """Turns the parcel that a store made of some rows into the bytes of these rows."""
 
 
-def send(stream: BinaryIO, header: dict[str, Any], *blobs: bytes) -> None:
+def send(stream: IO[bytes], header: dict[str, Any], *blobs: bytes) -> None:
     """Write one frame. Raises OSError."""
     text = json.dumps(header).encode()
     stream.write(b"".join((_LENGTHS.pack(len(text), sum(map(len, blobs))), text, *blobs)))
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
     """Read one frame; None where the other side has gone."""
     lengths = stream.read(_LENGTHS.size)
     if len(lengths) < _LENGTHS.size:
@@ -90,6 +91,7 @@ def unjoined(parcel: bytes) -> Iterator[bytes]:
 
 def main() -> None:
     """Serve the frames on standard input."""
+    gc.disable()  # nothing here makes cycles
     requests = sys.stdin.buffer
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library may print must not get between the frames
