@@ -125,7 +125,7 @@ def measure(folder: Path, archive: Path, runs: int) -> dict[str, object]:
 
 
 def timed(command: list[str]) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds and peak resident MiB of one child process."""
+    """Wall and CPU seconds of one child process and of those it starts, and the largest one's peak MiB."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
     start = time.perf_counter()
     child = subprocess.Popen(command, env=environment)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinlab.data.archive import MAX_MEMBER_BYTES, ZipArchive
+from tinlab.data.archive import ZipArchive
+from tinlab.data.members import MAX_MEMBER_BYTES
 from tinlab.errors import TinlabError
 
 RNG = np.random.default_rng(0)

@@ -21,7 +21,7 @@ import pytest
 from official import TEST, TRAIN, VAL, WNIDS, decoded, encoded, jpeg, official_files, write_folder, write_zip
 from PIL import Image
 
-from tinlab.data import packing
+from tinlab.data import crew, packing
 from tinlab.data.archive import ZipArchive
 from tinlab.data.pack import Pack
 from tinlab.data.packing import pack
@@ -177,10 +177,136 @@ def test_bad_images_are_named_and_counted(tmp_path: Path) -> None:
     assert "2 more images are bad too" in message
 
 
+@pytest.fixture
+def helped(monkeypatch: pytest.MonkeyPatch) -> list[crew.Crew]:
+    """Makes a crew of even the smallest source, with tasks of one block; this process waits for the others.
+
+    The crews that worked are put into the list.
+    """
+    crews: list[crew.Crew] = []
+    take = crew.Crew._next
+
+    def patient(self: crew.Crew) -> object:
+        if self not in crews:
+            crews.append(self)
+        until = time.monotonic() + 20
+        while len(self._ready) < len(self._helpers) and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        return take(self)
+
+    monkeypatch.setattr(crew, "WORTH_BYTES", 0)
+    monkeypatch.setattr(crew, "TASK_BYTES", 1)
+    monkeypatch.setattr(crew.Crew, "_next", patient)
+    return crews
+
+
+def many_images(count: int = 300) -> dict[str, bytes]:
+    return {f"{'ab'[number % 2]}/{number}.jpg": jpeg(number) for number in range(count)}
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder", "parquet"])
+def test_any_number_of_processes_makes_the_same_pack(
+    tmp_path: Path, helped: list[crew.Crew], kind: str
+) -> None:
+    files = many_images()
+    if kind == "zip":
+        source = write_zip(tmp_path / "set.zip", files)
+    elif kind == "folder":
+        source = write_folder(tmp_path / "set", files)
+    else:
+        source = tmp_path / "train.parquet"
+        table = pa.table({"image": pa.array(files.values(), pa.binary()), "label": [n[0] for n in files]})
+        pq.write_table(table, source)
+        files = {f"train.parquet#{row}": image for row, image in enumerate(files.values())}
+    alone = pack(source, tmp_path / "out1", workers=1)
+    assert not helped[0]._helpers
+    for workers in (2, 4):
+        made = pack(source, tmp_path / f"out{workers}", workers=workers)
+        assert len(helped[-1]._ready) == workers - 1
+        assert made.digest == alone.digest
+        assert made.info == alone.info
+        check_against_files(made, files)
+
+
+def test_a_helper_names_the_bad_image_and_the_damaged_member(tmp_path: Path, helped: list[crew.Crew]) -> None:
+    files = many_images(200)
+    bad = dict.fromkeys(files, b"garbage")
+    source = write_zip(tmp_path / "bad.zip", bad)
+    message = refused(source, tmp_path / "out", workers=2)
+    assert len(helped[-1]._ready) == 1
+    assert ".jpg cannot be used, it is no image" in message
+    assert "199 more images are bad too" in message
+    source = write_zip(tmp_path / "set.zip", files)
+    with ZipArchive(source) as opened:
+        bodies = (opened._columns[:, 2] + 500).tolist()
+    data = bytearray(source.read_bytes())
+    for at in bodies:
+        data[at] ^= 255
+    source.write_bytes(data)
+    assert "damaged" in refused(source, tmp_path / "out", workers=2)
+
+
+def test_a_helper_that_is_killed_leaves_nothing(
+    tmp_path: Path, helped: list[crew.Crew], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_zip(tmp_path / "set.zip", many_images(100))
+
+    def shoot(done: int, total: int) -> None:
+        for helper in helped[-1]._helpers:
+            helper.kill()
+
+    parcel = ZipArchive.parcel
+
+    def slow(self: ZipArchive, members: np.ndarray) -> bytes:
+        time.sleep(0.3)  # so that the helper is asked for more when it is dead
+        return parcel(self, members)
+
+    monkeypatch.setattr(ZipArchive, "parcel", slow)
+    assert "ended from outside" in refused(source, tmp_path / "out", workers=2, progress=shoot)
+    assert all(helper.poll() is not None for helper in helped[-1]._helpers)
+
+
+def test_without_helpers_the_work_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: Path
+) -> None:
+    monkeypatch.setattr(crew, "WORTH_BYTES", 0)
+    for executable in ("", str(tmp_path / "none"), "/bin/false"):
+        monkeypatch.setattr(sys, "executable", executable)
+        made = pack(archive, tmp_path / f"out{len(executable)}", workers=3)
+        check_against_files(made, official_files())
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_helpers_end_with_their_parent(tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "set.zip", many_images(100))
+    code = (
+        "import sys, time; from tinlab.data import crew, packing\n"
+        "crew.WORTH_BYTES, crew.TASK_BYTES = 0, 1\n"
+        "started = crew._started\n"
+        "def noted():\n"
+        "    helper = started(); print(helper.pid, flush=True); return helper\n"
+        "crew._started = noted\n"
+        "packing.pack(sys.argv[1], sys.argv[2], workers=2, progress=lambda *_: time.sleep(60))\n"
+    )
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "out")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(SOURCES)})
+    assert parent.stdout is not None
+    helper = Path("/proc") / parent.stdout.readline().decode().strip() / "stat"
+    assert helper.exists()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    until = time.monotonic() + 30
+    while helper.exists() and ") Z " not in helper.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not helper.exists() or ") Z " in helper.read_text()
+
+
 def test_a_damaged_zip_leaves_nothing(tmp_path: Path, archive: Path) -> None:
     data = bytearray(archive.read_bytes())
     with ZipArchive(archive) as opened:
-        middle = int(opened._starts[20]) + 500
+        middle = int(opened._columns[20, 2]) + 500
     data[middle] ^= 255
     archive.write_bytes(data)
     assert "damaged" in refused(archive, tmp_path / "out")
@@ -219,6 +345,11 @@ def test_a_really_full_disk_leaves_nothing(
         assert "make room" in refused(archive, place / "out")
         monkeypatch.setattr(packing, "_check_room", lambda *_: None)
         assert "disk is full" in refused(archive, place / "out")
+        assert list(place.iterdir()) == []
+        monkeypatch.setattr(crew, "WORTH_BYTES", 0)
+        monkeypatch.setattr(crew, "TASK_BYTES", 1)
+        source = write_zip(tmp_path / "many.zip", many_images())
+        assert "disk is full" in refused(source, place / "out", workers=3)
         assert list(place.iterdir()) == []
     finally:
         subprocess.run(["umount", str(place)], check=True)

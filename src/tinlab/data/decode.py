@@ -11,10 +11,13 @@ import contextlib
 import io
 import threading
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+
+if TYPE_CHECKING:
+    from PIL import Image  # which takes as long to import as a thousand JPEGs to decode
 
 MAX_PIXELS = 50_000_000
 """The largest image that is decoded, by its header; with its copies it needs some 400 MB of memory."""
@@ -24,7 +27,9 @@ LARGE_PIXELS = 4_000_000
 
 _OTHER_SUFFIXES = "apng avif bmp dib gif ico j2k jp2 pbm pcx pgm png pnm ppm sgi tga tif tiff webp"
 SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", *(f".{suffix}" for suffix in _OTHER_SUFFIXES.split()))
-"""What an image file may be called. Formats that start another program (EPS) are left out on purpose."""
+"""What an image file may be called, in lower case. Formats that start another program (EPS) are left out."""
+
+_COMMON_SUFFIXES = (".JPEG", ".jpg", ".png")  # found sooner than all of them
 
 FORMATS = (
     "JPEG",
@@ -47,14 +52,14 @@ FORMATS = (
 _JPEG, _JFIF, _TABLES = b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10", b"\xff\xdb"
 
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # what each EXIF orientation asks for
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # what each EXIF orientation asks for: the names of Pillow's transpositions
 
 _large = threading.Lock()
 
@@ -65,10 +70,10 @@ class ImageError(ValueError):
 
 def is_image_name(name: str) -> bool:
     """Whether `name` ends as the name of an image does."""
-    return name.lower().endswith(SUFFIXES)
+    return name.endswith(_COMMON_SUFFIXES) or name.lower().endswith(SUFFIXES)
 
 
-def decode_into(data: bytes, row: np.ndarray) -> None:
+def decode_into(data: bytes | bytearray, row: np.ndarray) -> None:
     """Decode image file `data` into `row`, uint8 (size, size, 3), contiguous.
 
     An image of another size or shape is turned as its EXIF orientation says, scaled so that its shorter side
@@ -77,8 +82,8 @@ def decode_into(data: bytes, row: np.ndarray) -> None:
     """
     # Pillow knows how to turn an image, and what inks (CMYK, which Adobe's marker goes with) look like. Where
     # the tables follow the JFIF header at once, there is neither marker, and no need to search.
-    if (data[:6] == _JFIF and data[20:22] == _TABLES) or (
-        data[:2] == _JPEG and b"Exif\0" not in data and b"Adobe" not in data
+    if (data.startswith(_JFIF) and data.startswith(_TABLES, 20)) or (
+        data.startswith(_JPEG) and b"Exif\0" not in data and b"Adobe" not in data
     ):
         try:
             if simplejpeg.decode_jpeg(data, buffer=row).shape == row.shape:
@@ -88,8 +93,10 @@ def decode_into(data: bytes, row: np.ndarray) -> None:
     row[:] = _decode_any(data, len(row))
 
 
-def _decode_any(data: bytes, size: int) -> np.ndarray:
+def _decode_any(data: bytes | bytearray, size: int) -> np.ndarray:
     """uint8 (size, size, 3). Raises ImageError."""
+    from PIL import Image
+
     if not data:
         raise ImageError("it is empty")
     try:
@@ -122,7 +129,7 @@ def _decode_any(data: bytes, size: int) -> np.ndarray:
         raise ImageError(f"it is damaged: {str(error).rstrip('.') or type(error).__name__}") from error
 
 
-def _check_jpeg(data: bytes) -> None:
+def _check_jpeg(data: bytes | bytearray) -> None:
     """Refuse a JPEG that libjpeg would only warn of, such as one that is cut off."""
     try:
         _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -135,6 +142,8 @@ def _check_jpeg(data: bytes) -> None:
 
 def square(image: Image.Image, size: int) -> np.ndarray:
     """The middle square of `image` at `size` pixels a side, uint8 (size, size, 3). Raises ImageError."""
+    from PIL import ExifTags, Image
+
     image.load()  # here a TIFF turns by itself
     mode = image.mode
     orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -152,7 +161,7 @@ def square(image: Image.Image, size: int) -> np.ndarray:
     if (width, height) != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     if orientation in _TURNS:  # a square from the middle may as well be turned when it is small
-        image = image.transpose(_TURNS[orientation])
+        image = image.transpose(Image.Transpose[_TURNS[orientation]])
     if image.mode in ("RGBA", "LA"):
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image.convert("RGBA"))
@@ -161,6 +170,8 @@ def square(image: Image.Image, size: int) -> np.ndarray:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """A 16-bit greyscale image (Pillow's `I;16`, or `I`) as an 8-bit one."""
+    from PIL import Image
+
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 0xFFFF):
         raise ImageError("its pixels have more than 16 bits; save it with 8 bits")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 
-from tinlab.data.archive import MAX_MEMBER_BYTES
+from tinlab.data.members import MAX_MEMBER_BYTES
 from tinlab.errors import TinlabError
 
 
@@ -53,24 +55,37 @@ class FolderFiles:
             ) from error
         found.sort()
         self.names = [name for name, _, _ in found]
+        self.total_bytes = sum(size for _, size, _ in found)
         self.fingerprint = xxhash.xxh3_128_hexdigest(repr(found).encode("utf-8", "surrogateescape"))
 
     def read(self, rows: Sequence[int] | np.ndarray) -> Iterator[bytes]:
         """The bytes of each file of `rows`, in that order."""
-        for row in rows:
-            name = self.names[row]
-            path = f"{self.path}/{name}"
-            try:
-                with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (100,000 times: no Path object)
-                    size = os.fstat(file.fileno()).st_size
-                    if size > MAX_MEMBER_BYTES:
-                        raise TinlabError(
-                            f"{path} has {size / 2**20:,.0f} MiB, and at most 64 MiB are read as one file;"
-                            " remove it"
-                        )
-                    yield file.read()
-            except OSError as error:
-                raise TinlabError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error
+        return contents(self.path, (self.names[row] for row in rows))
+
+    def parcel(self, rows: np.ndarray) -> bytes:
+        """The names of `rows`, for a process that was given `reopening`."""
+        return json.dumps([self.names[row] for row in rows.tolist()]).encode()
+
+    @property
+    def reopening(self) -> dict[str, Any]:
+        return {"kind": "folder", "path": str(self.path.absolute())}
 
     def close(self) -> None:
         """Nothing stays open between reads."""
+
+
+def contents(folder: str | Path, names: Iterable[str]) -> Iterator[bytes]:
+    """The bytes of each file of `names` below `folder`, in that order. Raises TinlabError."""
+    for name in names:
+        path = f"{folder}/{name}"
+        try:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (100,000 times: no Path object)
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_MEMBER_BYTES:
+                    raise TinlabError(
+                        f"{path} has {size / 2**20:,.0f} MiB, and at most 64 MiB are read as one file;"
+                        " remove it"
+                    )
+                yield file.read()
+        except OSError as error:
+            raise TinlabError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error

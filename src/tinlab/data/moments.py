@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-_LINES = 64
-"""Lines summed in one product: 64 x 255**2 is below 2**24, so that float32 holds every sum exactly."""
+_LINES = 256
+"""Lines summed in one product: 256 x 255**2 is below 2**24, so that float32 holds every sum exactly."""
 
-_SCRATCH_BYTES = 3 << 20
+_SCRATCH_BYTES = 768 << 10
 
 
 class PixelSums:

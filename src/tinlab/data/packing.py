@@ -1,34 +1,29 @@
 """A source -> a pack: every image decoded once, checked, summed and digested in one pass.
 
-Chunks of images are read and decoded by a few threads (all of the work that counts is C code which lets go
-of the interpreter's lock) into a fixed ring of buffers; one thread writes them in order. So memory does not
-grow with the data set.
+Tasks of about a mebibyte are shared out among a few processes (tinlab.data.crew), each of which decodes into
+a buffer of its own and writes to its rows of the output. So memory does not grow with the data set.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
+import gc
 import io
 import json
 import os
-import queue
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from tinlab.data.decode import ImageError, decode_into
+from tinlab.data.crew import Crew, Task, task_rows
+from tinlab.data.digests import content_digests, file_digests, read_into
 from tinlab.data.layouts import Samples
-from tinlab.data.moments import PixelSums
-from tinlab.data.pack import Pack, PackInfo, SplitInfo
+from tinlab.data.pack import Pack, PackInfo, SplitInfo, digest_of_digests
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.data.source import Source, open_source
 from tinlab.errors import TinlabError
@@ -39,8 +34,6 @@ OFFICIAL_DIGEST = "be0f13a5b2ae99468fbb724f396af226b83bd5469929439804e3af9ec0e86
 
 RULES = 1
 """Counts up when the same source and settings would give other pixels, rows or labels than before."""
-
-CHUNK_BYTES = 3 << 20
 
 
 def pack(
@@ -59,7 +52,8 @@ def pack(
     `image_size` is in pixels. Of each class's training images, `tune_fraction` are held out as the split
     `tune` (50 of 500), at least one where there are two or more; where the source has no validation images,
     `val_fraction` are taken out for `val` first. Which ones depends on `seed` and the images' names alone.
-    `workers` is the number of threads, by default that of the CPUs at hand. `progress` is called with the
+    `workers` is the number of processes, this one included, by default that of the CPUs at hand; a small
+    source is decoded by this one alone. `progress` is called with the
     images done and their total.
 
     Where `out` is a pack of the same source with the same settings already, it is opened as it is and its
@@ -68,7 +62,7 @@ def pack(
     """
     out = Path(out)
     _check_settings(image_size, tune_fraction, val_fraction, seed, workers)
-    with open_source(source) as opened:
+    with _no_collections(), open_source(source) as opened:
         settings = {"image_size": image_size, "tune_fraction": tune_fraction, "seed": seed, "rules": RULES}
         if "val" not in opened.splits:
             settings["val_fraction"] = val_fraction
@@ -91,6 +85,18 @@ def pack(
         except OSError as error:
             raise _unwritable(out, error) from error
     return Pack.open(out)
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Hold back Python's search for cycles: it would go through the lists of names again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _check_settings(
@@ -136,7 +142,7 @@ def _existing(out: Path, source: Source, settings: dict[str, Any]) -> Pack:
             " remove it or name another place"
         )
     same = before.get("fingerprint") == source.fingerprint and before.get("kind") == source.kind
-    if not same and before.get("content_digest") != _content_digests(source, _read_digests(source))[0]:
+    if not same and before.get("content_digest") != content_digests(source, file_digests(source))[0]:
         raise TinlabError(
             f"{out} is a pack of another source ({before.get('path')}), or that one has changed since; remove"
             " the pack or name another place"
@@ -208,16 +214,6 @@ def _unwritable(out: Path, error: OSError) -> TinlabError:
     return TinlabError(f"{out} cannot be written ({error.strerror}); name a place that can be")
 
 
-@dataclass
-class _Chunk:
-    """Some consecutive rows of a file of the pack, decoded."""
-
-    images: np.ndarray
-    sums: np.ndarray
-    digests: list[str]
-    faults: list[tuple[str, str]]
-
-
 def _build(
     folder: Path,
     source: Source,
@@ -227,55 +223,33 @@ def _build(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Write the whole pack into `folder`. Raises TinlabError or OSError."""
-    digests: dict[int, str] = {}
-    faults: list[tuple[str, str]] = []
-    files: dict[str, str] = {}
-    infos: dict[str, SplitInfo] = {}
-    total = sum(map(len, splits.values()))
     layout = {
         "train": ["train", "tune"],
         **{name: [name] for name in splits if name not in ("train", "tune")},
     }
-    done = 0
-    with _Decoder(source, settings["image_size"], workers) as decoder:
-        for file, members in layout.items():
-            start = 0
-            count = sum(len(splits[member]) for member in members)
-            with _Digested(folder / f"{file}.npy") as output:
-                output.write(_npy_header((count, decoder.size, decoder.size, 3)))
-                for member in members:
-                    samples = splits[member]
-                    sums = np.zeros((2, 3))
-                    for rows, chunk in decoder.chunks(samples.rows):
-                        digests.update(zip(rows.tolist(), chunk.digests, strict=True))
-                        faults.extend(chunk.faults)
-                        sums += chunk.sums
-                        output.write(chunk.images.reshape(-1).data)
-                        done += len(rows)
-                        if progress:
-                            progress(done, total)
-                    stop = start + len(samples)
-                    infos[member] = SplitInfo(file, start, stop, _triple(sums[0]), _triple(sums[1]))
-                    start = stop
-            files[f"{file}.npy"] = output.digest
-            labels = io.BytesIO()
-            np.save(labels, np.concatenate([splits[member].labels for member in members]))
-            names = [source.names[row] for member in members for row in splits[member].rows.tolist()]
-            for name, content in (
-                (f"{file}.labels.npy", labels.getvalue()),
-                (f"{file}.names.json", json.dumps(names).encode()),
-            ):
-                with _Digested(folder / name) as output:
-                    output.write(content)
-                files[name] = output.digest
-    if faults:
-        name, reason = faults[0]
-        more = f" ({len(faults) - 1} more images are bad too)" if len(faults) > 1 else ""
-        raise TinlabError(f"{source.path}: {name} cannot be used, {reason}{more}; mend or remove it")
+    digests = np.zeros((len(source.names), 32), dtype=np.uint8)
+    sums, files = _write_images(
+        folder, source, splits, layout, settings["image_size"], workers, digests, progress
+    )
+    infos: dict[str, SplitInfo] = {}
+    for file, members in layout.items():
+        start = 0
+        for member in members:
+            stop = start + len(splits[member])
+            infos[member] = SplitInfo(file, start, stop, _triple(sums[member][0]), _triple(sums[member][1]))
+            start = stop
+        labels = io.BytesIO()
+        np.save(labels, np.concatenate([splits[member].labels for member in members]))
+        names = [source.names[row] for member in members for row in splits[member].rows.tolist()]
+        for name, content in (
+            (f"{file}.labels.npy", labels.getvalue()),
+            (f"{file}.names.json", json.dumps(names).encode()),
+        ):
+            _write_flushed(folder / name, content)
+            files[name] = xxhash.xxh3_128_hexdigest(content)
     if source.file_digests is None:
-        for row, data in zip(source.others.tolist(), source.store.read(source.others), strict=True):
-            digests[row] = hashlib.sha256(data).hexdigest()
-    content_digest, by_folder = _content_digests(source, digests)
+        read_into(digests, source, source.others)
+    content_digest, by_folder = content_digests(source, digests)
     origin: dict[str, Any] = {
         "kind": source.kind,
         "name": source.path.name,
@@ -299,88 +273,69 @@ def _build(
     write_json(folder / "pack.json", info.to_json())
 
 
-class _Decoder:
-    """Threads that read and decode chunks of a source's images, and hand them over in order."""
+def _write_images(
+    folder: Path,
+    source: Source,
+    splits: dict[str, Samples],
+    layout: dict[str, list[str]],
+    size: int,
+    workers: int,
+    digests: np.ndarray,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Write the .npy of images of each file of `layout`.
 
-    def __init__(self, source: Source, size: int, workers: int) -> None:
-        self.source = source
-        self.size = size
-        self._rows_a_chunk = max(1, min(CHUNK_BYTES // (3 * size * size), source.rows_at_a_time))
-        self._in_flight = workers + 2
-        self._buffers: queue.SimpleQueue[tuple[np.ndarray, PixelSums]] = queue.SimpleQueue()
-        for _ in range(self._in_flight):
-            images = np.zeros((self._rows_a_chunk, size, size, 3), dtype=np.uint8)
-            self._buffers.put((images, PixelSums(size)))
-        self._pool = ThreadPoolExecutor(workers, "decode")
-        self._stopped = False
-
-    def __enter__(self) -> _Decoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped = True
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def chunks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, _Chunk]]:
-        """The images of the source's `rows`, in order; a chunk holds until the next one is taken."""
-        waiting: deque[tuple[np.ndarray, Future[_Chunk], Any]] = deque()
-        for start in range(0, len(rows), self._rows_a_chunk):
-            if len(waiting) == self._in_flight:
-                yield from self._finish(waiting.popleft())
-            part = rows[start : start + self._rows_a_chunk]
-            data: Iterator[bytes] | list[bytes] = self.source.store.read(part)
-            if self.source.sequential:
-                data = list(data)
-            tools = self._buffers.get()
-            waiting.append((part, self._pool.submit(self._decode, part, data, *tools), tools))
-        while waiting:
-            yield from self._finish(waiting.popleft())
-
-    def _finish(self, entry: tuple[np.ndarray, Future[_Chunk], Any]) -> Iterator[tuple[np.ndarray, _Chunk]]:
-        part, future, tools = entry
-        yield part, future.result()
-        self._buffers.put(tools)
-
-    def _decode(
-        self, rows: np.ndarray, data: Iterator[bytes] | list[bytes], buffer: np.ndarray, sums: PixelSums
-    ) -> _Chunk:
-        images = buffer[: len(rows)]
-        hashing = self.source.file_digests is None
-        digests = []
-        faults = []
-        for place, content in enumerate(data):
-            if self._stopped:
-                break
-            digests.append(hashlib.sha256(content).hexdigest() if hashing else "")
-            try:
-                decode_into(content, images[place])
-            except ImageError as error:
-                faults.append((self.source.names[rows[place]], str(error)))
-        return _Chunk(images, sums.of(images), digests, faults)
+    Gives the sums of each split, float64 (2, 3), and the digest of each .npy. The SHA-256 of the source's
+    files is put into `digests`, uint8 (rows, 32). Raises TinlabError, for bad images too, or OSError.
+    """
+    paths = [folder / f"{file}.npy" for file in layout]
+    rows = [np.concatenate([splits[member].rows for member in members]) for members in layout.values()]
+    headers = [_npy_header((len(every), size, size, 3)) for every in rows]
+    for path, header in zip(paths, headers, strict=True):
+        _write_flushed(path, header)
+    sums = {name: np.zeros((2, 3)) for name in splits}
+    blocks: list[dict[int, bytes]] = [{} for _ in paths]
+    faults: list[tuple[int, int, str]] = []
+    done, total = 0, sum(map(len, rows))
+    step = task_rows(source, size)
+    tasks = (
+        Task(file, first, rows[file][first : first + step], len(splits[members[0]]) - first)
+        for file, members in enumerate(layout.values())
+        for first in range(0, len(rows[file]), step)
+    )
+    with Crew(source, size, paths, workers) as crew:
+        for task, part in crew.results(tasks):
+            for member, added in zip(list(layout.values())[task.file], part.sums, strict=False):
+                sums[member] += added
+            blocks[task.file][task.first] = part.blocks
+            if part.files:
+                digests[task.rows] = np.frombuffer(part.files, np.uint8).reshape(-1, 32)
+            faults.extend((task.file, task.first + place, reason) for place, reason in part.faults)
+            done += len(task.rows)
+            if progress:
+                progress(done, total)
+    if faults:
+        file, row, reason = min(faults)
+        more = f" ({len(faults) - 1} more images are bad too)" if len(faults) > 1 else ""
+        name = source.names[rows[file][row]]
+        raise TinlabError(f"{source.path}: {name} cannot be used, {reason}{more}; mend or remove it")
+    files = {}
+    for path, header, found in zip(paths, headers, blocks, strict=True):
+        _flush(path)
+        pieces = (xxhash.xxh3_128_digest(header), *(found[first] for first in sorted(found)))
+        files[path.name] = digest_of_digests(pieces)
+    return sums, files
 
 
-class _Digested:
-    """A file being written, flushed to the disk where the `with` ends; after that, `digest` is known."""
+def _write_flushed(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    _flush(path)
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=0)
-        self._state = xxhash.xxh3_128()
-        self.digest = ""
 
-    def __enter__(self) -> _Digested:
-        return self
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._state.update(data)
-        left = memoryview(data)
-        while left:
-            left = left[os.write(self._file.fileno(), left) :]
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        with contextlib.closing(self._file):
-            if kind is None:
-                os.fsync(self._file.fileno())
-        self.digest = self._state.hexdigest()
+def _flush(path: Path) -> None:
+    """Bring what was written to `path`, by whatever process, to the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
@@ -393,31 +348,3 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 def _triple(values: np.ndarray) -> tuple[float, float, float]:
     red, green, blue = values.tolist()
     return red, green, blue
-
-
-def _read_digests(source: Source) -> dict[int, str]:
-    """SHA-256 by row of everything in `source`, where its rows are files."""
-    if source.file_digests is not None:
-        return {}
-    rows = np.concatenate([source.others, *(samples.rows for samples in source.splits.values())])
-    rows.sort()
-    contents = source.store.read(rows)
-    return {row: hashlib.sha256(data).hexdigest() for row, data in zip(rows.tolist(), contents, strict=True)}
-
-
-def _content_digests(source: Source, digests: dict[int, str]) -> tuple[str, dict[str, str]]:
-    """The content digest of `source`, and that of each of its folders train/, val/, test/ and so on."""
-    if source.file_digests is not None:
-        pairs = sorted(source.file_digests.items())
-    else:
-        pairs = sorted((f"{source.root}{source.names[row]}", digest) for row, digest in digests.items())
-    lines: dict[str, list[str]] = {}
-    for path, digest in pairs:
-        top, slash, _ = path[len(source.root) :].partition("/")
-        lines.setdefault(top if slash else "", []).append(f"{digest}  {path}\n")
-    whole = _sha256(f"{digest}  {path}\n" for path, digest in pairs)
-    return whole, {top: _sha256(part) for top, part in sorted(lines.items()) if top}
-
-
-def _sha256(lines: Iterable[str]) -> str:
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -20,16 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from tinlab.data.archive import MAX_MEMBER_BYTES
 from tinlab.data.layouts import VALIDATION_NAMES, Layout, Samples
+from tinlab.data.members import MAX_MEMBER_BYTES
 from tinlab.data.pack import UNLABELLED, ClassInfo
+from tinlab.data.worker import joined
 from tinlab.errors import TinlabError
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpeg", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 """Columns that are preferred by their names; a column that is the only one of its type will do too."""
 
-_WAITING_BYTES = 4 << 20
+_BATCH_BYTES = 4 << 20
 
 
 class ParquetRows:
@@ -60,8 +61,8 @@ class ParquetRows:
         if not self.names:
             raise TinlabError(f"{path} holds no rows; export the data set again")
         self.fingerprint = xxhash.xxh3_128_hexdigest(repr(stated).encode("utf-8", "surrogateescape"))
-        mean_bytes = sum(size for _, size, _ in stated) // len(self.names) + 1
-        self.rows_at_a_time = max(1, _WAITING_BYTES // mean_bytes)
+        self.total_bytes = sum(size for _, size, _ in stated)
+        self._rows_at_a_time = max(1, _BATCH_BYTES // (self.total_bytes // len(self.names) + 1))
         self._stream: Iterator[tuple[int, bytes]] = iter(())
         self._next_row = 0
 
@@ -94,6 +95,14 @@ class ParquetRows:
             else:
                 raise TinlabError(f"{self.path} has fewer rows than it states; copy it anew")
 
+    def parcel(self, rows: np.ndarray) -> bytes:
+        """The bytes of `rows`: another process would have to read all that lies before them."""
+        return joined(list(self.read(rows)))
+
+    @property
+    def reopening(self) -> dict[str, Any]:
+        return {"kind": "bytes"}
+
     def close(self) -> None:
         self._stream = iter(())
 
@@ -109,7 +118,7 @@ class ParquetRows:
                         groups.append(group)
                     else:
                         row = at
-                batches = table.iter_batches(self.rows_at_a_time, groups, [self._image]) if groups else ()
+                batches = table.iter_batches(self._rows_at_a_time, groups, [self._image]) if groups else ()
                 for batch in batches:
                     column = batch.column(0)
                     values = column.flatten()[0] if pa.types.is_struct(column.type) else column

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -36,8 +36,22 @@ ACCEPTED = (
 class Store(Protocol):
     """Rows of bytes: the files of a folder or an archive, or the images of a table."""
 
-    def read(self, rows: Sequence[int] | np.ndarray) -> Iterator[bytes]:
+    @property
+    def total_bytes(self) -> int:
+        """About how much there is to read."""
+        ...
+
+    def read(self, rows: Sequence[int] | np.ndarray) -> Iterator[bytes | bytearray]:
         """The bytes of `rows`, in that order. Raises TinlabError."""
+        ...
+
+    @property
+    def reopening(self) -> dict[str, Any]:
+        """How another process reads from this store: what `tinlab.data.worker.opened` takes."""
+        ...
+
+    def parcel(self, rows: np.ndarray) -> bytes:
+        """What that process is to be sent in order to read `rows`. Raises TinlabError."""
         ...
 
     def close(self) -> None: ...
@@ -51,8 +65,8 @@ class Source:
     source has them, val and test. `others` are the rows that belong to the source without being images
     (boxes, lists); they count in its content digest, in which every path is preceded by `root`.
     `file_digests`, where not None, is what the content digest is made from instead: SHA-256 by path.
-    `fingerprint` changes where the source does, and costs no reading. A `sequential` store must be read by
-    one thread, at most `rows_at_a_time`, so that images waiting to be decoded fit into memory.
+    `fingerprint` changes where the source does, and costs no reading. A `sequential` store is read in
+    ascending order, and by one process: others are sent the bytes themselves.
     """
 
     path: Path
@@ -68,7 +82,6 @@ class Source:
     notes: tuple[str, ...] = ()
     file_digests: Mapping[str, str] | None = None
     sequential: bool = False
-    rows_at_a_time: int = 1 << 20
 
     def __enter__(self) -> Source:
         return self
@@ -197,5 +210,4 @@ def _open_parquet(path: Path, files: Sequence[Path]) -> Source:
         notes=layout.notes,
         file_digests=rows.file_digests,
         sequential=True,
-        rows_at_a_time=rows.rows_at_a_time,
     )
