@@ -6,7 +6,7 @@ from tinlab.recipe import Compute, Data, Flip, Loss, Model, Optimizer, RandomRes
 
 
 def demo() -> Recipe:
-    """A quarter-width ResNet-18, 1,000 steps of 128, on images that grow from 32 to the 64 pixels measured at.
+    """A quarter-width ResNet-18, 1,000 steps of 128, on images that grow from 32 to the 64 pixels of val.
 
     Trained at 32 pixels alone, it gets 88% of the rendered training images right and 33% of val at 64.
     """
