@@ -25,6 +25,10 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinlab.recipe import Recipe
 
 WARMUP = 5
 BATCH = 128
@@ -101,7 +105,8 @@ def data(stated: str | None, folder: Path) -> tuple[Path, Path]:
     return source, next((folder / "images").glob("*/train"))
 
 
-def recipe(steps: int):  # type: ignore[no-untyped-def]
+def recipe(steps: int) -> Recipe:
+    """ResNet-18 as the peer trains it, for the warm-up and `steps` steps."""
     from tinlab.recipe import Data, Flip, Model, Optimizer, RandomResizedCrop, Recipe, Schedule
 
     return Recipe(

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 WARMUP, BATCH = 3, 128
 
@@ -31,7 +32,7 @@ def main() -> None:
     if args.child:
         print(child(args.child == "tuned", args.steps))
         return
-    report: dict[str, dict[str, object]] = {}
+    report: dict[str, dict[str, Any]] = {}
     for place in ("quiet", "beside a busy process"):
         hog = None
         if place != "quiet":
@@ -52,10 +53,10 @@ def main() -> None:
     if args.json:
         print(json.dumps({"cpus": os.cpu_count(), **report}, indent=2))
         return
-    for place, found in report.items():
-        speeds = found["images_per_second"]  # type: ignore[assignment]
+    for place, row in report.items():
+        speeds = row["images_per_second"]
         listed = "; ".join(f"{k} {' '.join(f'{v:.0f}' for v in values)}" for k, values in speeds.items())
-        print(f"{place}: images/s {listed}; tuned / plain {found['tuned / plain']:.2f}")
+        print(f"{place}: images/s {listed}; tuned / plain {row['tuned / plain']:.2f}")
 
 
 def child(tuned: bool, steps: int) -> float:
