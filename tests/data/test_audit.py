@@ -229,7 +229,7 @@ def test_the_real_set(real_pack: Pack) -> None:
     assert places == {"train": 20, "train & val": 7, "train & test": 9, "test": 2, "val & test": 1}
     assert all(group.conflicting for group in found.identical if group.place in ("train", "train & val"))
     assert found.near is not None
-    assert len(found.near) == 15
+    assert len(found.near) == 14
     assert sum(group.conflicting for group in found.near) == 3
     assert sum(group.leak for group in found.near) == 3
     assert {split.class_median for name, split in found.splits.items() if name == "val"} == {50}
