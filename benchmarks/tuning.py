@@ -1,7 +1,6 @@
-"""What `tinlab.tuning` is worth, on a quiet machine and beside a busy process, as ratios in one run.
+"""What `tinlab.tuning` is worth, as a ratio in one run.
 
-Child processes train the same steps of ResNet-18 with and without the tuning, in turn; for the second half, a
-process that never rests runs beside them at the lowest priority.
+Child processes train the same steps of ResNet-18 with and without the tuning, in turn.
 
     python benchmarks/tuning.py [--steps 20] [--rounds 3] [--json]
 """
@@ -15,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
 
 WARMUP, BATCH = 3, 128
 
@@ -32,31 +30,20 @@ def main() -> None:
     if args.child:
         print(child(args.child == "tuned", args.steps))
         return
-    report: dict[str, dict[str, Any]] = {}
-    for place in ("quiet", "beside a busy process"):
-        hog = None
-        if place != "quiet":
-            hog = subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", "while True: pass"])
-        try:
-            speeds: dict[str, list[float]] = {"plain": [], "tuned": []}
-            for _ in range(args.rounds):
-                for kind, found in speeds.items():
-                    command = [sys.executable, __file__, "--child", kind, "--steps", str(args.steps)]
-                    done = subprocess.run(command, capture_output=True, text=True, check=True)
-                    found.append(float(done.stdout))
-        finally:
-            if hog is not None:
-                hog.kill()
-                hog.wait()
-        ratio = statistics.median(speeds["tuned"]) / statistics.median(speeds["plain"])
-        report[place] = {"images_per_second": speeds, "tuned / plain": ratio}
+    speeds: dict[str, list[float]] = {"plain": [], "tuned": []}
+    for _ in range(args.rounds):
+        for kind, found in speeds.items():
+            command = [sys.executable, __file__, "--child", kind, "--steps", str(args.steps)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found.append(float(done.stdout))
+    ratio = statistics.median(speeds["tuned"]) / statistics.median(speeds["plain"])
     if args.json:
-        print(json.dumps({"cpus": os.cpu_count(), **report}, indent=2))
+        report = {"cpus": os.cpu_count(), "images_per_second": speeds, "tuned / plain": ratio}
+        print(json.dumps(report, indent=2))
         return
-    for place, row in report.items():
-        speeds = row["images_per_second"]
-        listed = "; ".join(f"{k} {' '.join(f'{v:.0f}' for v in values)}" for k, values in speeds.items())
-        print(f"{place}: images/s {listed}; tuned / plain {row['tuned / plain']:.2f}")
+    for kind, values in speeds.items():
+        print(f"{kind}: images/s " + " ".join(f"{value:.0f}" for value in values))
+    print(f"tuned / plain {ratio:.2f}")
 
 
 def child(tuned: bool, steps: int) -> float:
