@@ -6,7 +6,7 @@ from tinlab.recipe import Data, Flip, Loss, Model, Optimizer, RandomResizedCrop,
 
 
 def fast_cpu() -> Recipe:
-    """Two CPU cores, three quarters of an hour: ResNet-18 of width 48 behind a 3x3/2 stem, sizes 32 to 64.
+    """Two CPU cores, about an hour: ResNet-18 of width 48 behind a 3x3/2 stem, sizes 32 to 64.
 
     Most of the steps are taken on small images, where a step costs a quarter, and the last ones at the full
     size, which is what val is measured at. No shortcut passes over activations, every block starts as the
