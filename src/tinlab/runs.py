@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from tinlab import __version__
-from tinlab.data.pack import ClassInfo, Pack
+from tinlab.data.pack import ClassInfo, Pack, triple
 from tinlab.errors import TinlabError
 from tinlab.files import read_json, write_json, write_text
 from tinlab.recipe import Recipe, read_recipe
@@ -119,7 +119,7 @@ def open_run(path: str | Path) -> Run:
             pack=str(about["pack"]),
             pack_digest=str(about["pack_digest"]),
             preprocessing=Preprocessing(
-                int(shown["image_size"]), _triple(shown["mean"]), _triple(shown["std"])
+                int(shown["image_size"]), triple(shown["mean"]), triple(shown["std"])
             ),
             classes=tuple(ClassInfo(str(c["id"]), str(c["words"])) for c in classes),
             started_at=str(about["started_at"]),
@@ -241,8 +241,3 @@ def _json_or_none(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

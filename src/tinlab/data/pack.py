@@ -112,8 +112,8 @@ class PackInfo:
                     file=str(split["file"]),
                     start=int(split["start"]),
                     stop=int(split["stop"]),
-                    channel_sum=_triple(split["channel_sum"]),
-                    channel_square_sum=_triple(split["channel_square_sum"]),
+                    channel_sum=triple(split["channel_sum"]),
+                    channel_square_sum=triple(split["channel_square_sum"]),
                 )
                 for name, split in value["splits"].items()
             },
@@ -259,7 +259,8 @@ class Pack:
             ) from None
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
+def triple(values: Any) -> tuple[float, float, float]:
+    """Red, green and blue as floats. Raises TypeError or ValueError unless they are three finite numbers."""
     red, green, blue = (float(v) for v in values)
     if not all(map(math.isfinite, (red, green, blue))):
         raise ValueError("a channel's sum is not finite")

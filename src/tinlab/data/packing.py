@@ -23,7 +23,7 @@ import xxhash
 from tinlab.data.crew import Crew, Task, task_rows
 from tinlab.data.digests import content_digests, file_digests, read_into
 from tinlab.data.layouts import Samples
-from tinlab.data.pack import Pack, PackInfo, SplitInfo, digest_of_digests
+from tinlab.data.pack import Pack, PackInfo, SplitInfo, digest_of_digests, triple
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.data.source import Source, open_source
 from tinlab.errors import TinlabError
@@ -236,7 +236,7 @@ def _build(
         start = 0
         for member in members:
             stop = start + len(splits[member])
-            infos[member] = SplitInfo(file, start, stop, _triple(sums[member][0]), _triple(sums[member][1]))
+            infos[member] = SplitInfo(file, start, stop, triple(sums[member][0]), triple(sums[member][1]))
             start = stop
         labels = io.BytesIO()
         np.save(labels, np.concatenate([splits[member].labels for member in members]))
@@ -343,8 +343,3 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return head.getvalue()
-
-
-def _triple(values: np.ndarray) -> tuple[float, float, float]:
-    red, green, blue = values.tolist()
-    return red, green, blue

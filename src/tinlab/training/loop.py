@@ -20,7 +20,7 @@ from tinlab.augment.draws import seed_for_step
 from tinlab.augment.policy import Policy
 from tinlab.compute import autocast, place, resolve_device
 from tinlab.data.batches import Batch, Batches, chosen_rows
-from tinlab.data.pack import Pack
+from tinlab.data.pack import Pack, triple
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Metrics, measure
 from tinlab.evaluation.predict import predict_split
@@ -278,7 +278,7 @@ def preprocessing(recipe: Recipe, pack: Pack) -> Preprocessing:
     if recipe.data.normalise != "mean_std":
         std = np.ones(3)
     std = np.maximum(std, 1e-3)  # a channel that never changes
-    return Preprocessing(pack.info.image_size, _triple(mean), _triple(std))
+    return Preprocessing(pack.info.image_size, triple(mean), triple(std))
 
 
 def recipe_fits(recipe: Recipe, pack: Pack) -> None:
@@ -439,8 +439,3 @@ def _diverged(run: Run, step: int, rate: float) -> Diverged:
         f"the loss is not finite at step {step} (learning rate {rate:.3g}); try --set optimizer.peak_lr="
         f"{run.recipe.optimizer.peak_lr / 3:.2g} or a longer schedule.warmup_fraction; {kept}"
     )
-
-
-def _triple(values: np.ndarray) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
