@@ -54,7 +54,7 @@ def test_any_size_of_image(size):
 
 def test_blocks_can_start_as_the_identity():
     torch.manual_seed(0)
-    block = build(recipe.Model(width=8, zero_last_bn=True), 3).blocks[0]
+    block = build(recipe.Model(width=8, zero_last_bn=True), 3).layer1[0]
     x = torch.rand(2, 8, 4, 4)
     assert torch.equal(block(x), x)
 

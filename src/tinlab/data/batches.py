@@ -77,13 +77,20 @@ class Batches:
         return self._orders[epoch]
 
 
-def chosen_rows(split: Split, images_per_class: int | None) -> np.ndarray:
-    """The rows of `split` to train on, int64 (N,): all, or the first `images_per_class` of each class."""
+def chosen_rows(split: Split, images_per_class: int | None = None, images: int | None = None) -> np.ndarray:
+    """The rows of `split` to train on, int64 (N,), rising.
+
+    All of them; or the first `images_per_class` of each class; or `images` in all: the first of every class,
+    then the second of every class, and so on, in the order of the labels. Raises TinlabError where the split
+    has no labels.
+    """
     if not split.labelled:
         raise TinlabError(f"{split.pack.path} has no labels in {split.name}, so it cannot be trained on")
-    if images_per_class is None:
-        return np.arange(len(split))
     order = np.argsort(split.labels, kind="stable")
     labels = split.labels[order]
     rank = np.arange(len(labels)) - np.searchsorted(labels, labels)  # (N,) place inside the class
-    return np.sort(order[rank < images_per_class])
+    if images_per_class is not None:
+        order = order[rank < images_per_class]
+    elif images is not None:
+        order = order[np.lexsort((labels, rank))][:images]
+    return np.sort(order)

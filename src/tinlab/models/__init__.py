@@ -1,33 +1,40 @@
-"""Networks by name. Each file is a family, and says which paper it follows and what was changed."""
+"""Networks by name. Each file is a family, and says which paper it follows, what is stated there, what is
+inferred, what is assumed, and what was changed."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 
 from torch import nn
 
 from tinlab import recipe
 from tinlab.errors import TinlabError
 from tinlab.models import resnet
+from tinlab.models.network import Network
 
-MODELS: dict[str, Callable[[recipe.Model, int], nn.Module]] = {
-    "resnet18": resnet.resnet18,
-    "resnet34": resnet.resnet34,
+MODELS: dict[str, Network] = {
+    **resnet.NETWORKS,
 }
 
 
+def find(name: str) -> Network:
+    """The network called `name`. Raises TinlabError with the nearest known names where there is none."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=3) or list(MODELS)
+        raise TinlabError(f"model.name: there is no network '{name}'; try {', '.join(near)}")
+    return MODELS[name]
+
+
 def check(knobs: recipe.Model) -> None:
-    """Raise TinlabError where there is no network of that name; the nearest known ones are in the message."""
-    if knobs.name not in MODELS:
-        near = difflib.get_close_matches(knobs.name, MODELS, n=3) or list(MODELS)
-        raise TinlabError(f"model.name: there is no network '{knobs.name}'; try {', '.join(near)}")
+    """Raise TinlabError where `knobs` name no network, or ask of it what it does not have."""
+    find(knobs.name).resolve(knobs)
 
 
 def build(knobs: recipe.Model, classes: int) -> nn.Module:
-    """The network that `knobs` describe, initialised from torch's generator: (B, 3, H, W) -> (B, classes).
+    """The network that `knobs` describe, with weights drawn from torch's generator: (B, 3, H, W) -> (B,
+    classes).
 
-    Raises TinlabError for an unknown name.
+    Raises TinlabError where `knobs` name no network, or ask of it what it does not have.
     """
-    check(knobs)
-    return MODELS[knobs.name](knobs, classes)
+    network = find(knobs.name)
+    return network.build(network.resolve(knobs), classes)

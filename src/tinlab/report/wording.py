@@ -186,6 +186,8 @@ def training_images(record: RunRecord) -> int | None:
     limit, classes = number(_at(record.recipe, "data", "images_per_class")), number(pack.get("classes"))
     if limit and classes:
         total = min(total, limit * classes) if total else limit * classes
+    if limit := number(_at(record.recipe, "data", "images")):
+        total = min(total, limit) if total else limit
     return int(total) or None
 
 

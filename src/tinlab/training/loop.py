@@ -146,7 +146,7 @@ def _train(
     recipe, seed = run.recipe, run.seed
     train_split = pack.split(recipe.data.train_split)
     held_out = pack.split("tune" if recipe.data.train_split == "train" else "val")
-    rows = chosen_rows(train_split, recipe.data.images_per_class)
+    rows = chosen_rows(train_split, recipe.data.images_per_class, recipe.data.images)
     total_steps = recipe.schedule.total_steps(len(rows))
     steps_per_epoch = len(rows) / recipe.schedule.batch_size
     log_every = max(1, round(steps_per_epoch / POINTS_PER_EPOCH))

@@ -13,44 +13,31 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tinlab.errors import TinlabError
+from tinlab.recipe.knobs import Knobs, NotNegative, Positive
+from tinlab.recipe.model import (
+    DropConnect,
+    Gaussian,
+    He,
+    Init,
+    Lsuv,
+    Model,
+    Orthogonal,
+    Penalty,
+    RandomWalk,
+    Xavier,
+)
+from tinlab.recipe.operations import Flip, Operation, RandomResizedCrop
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+__all__ = [
+    "Compute", "Data", "DropConnect", "Flip", "Gaussian", "He", "Init", "Loss", "Lsuv", "Model", "Operation",
+    "Optimizer", "Orthogonal", "Paper", "Penalty", "Provenance", "RandomResizedCrop", "RandomWalk", "Recipe",
+    "Schedule", "Xavier", "changed", "parse_recipe", "read_recipe",
+]  # fmt: skip
+
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
-
-
-class Knobs(BaseModel):
-    """A frozen group of fields that refuses unknown names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Flip(Knobs):
-    """Mirror left and right."""
-
-    kind: Literal["flip"] = "flip"
-    probability: Fraction = 0.5
-
-
-class RandomResizedCrop(Knobs):
-    """Cut a box of random area and aspect and resize it to the training size (Szegedy et al. 2015)."""
-
-    kind: Literal["random_resized_crop"] = "random_resized_crop"
-    area: tuple[Fraction, Fraction] = (0.6, 1.0)
-    """Smallest and largest share of the image's area."""
-    aspect: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
-    """Smallest and largest width over height; drawn uniformly in the logarithm."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not 0 < self.area[0] <= self.area[1] or not self.aspect[0] <= self.aspect[1]:
-            raise ValueError("a range goes from a smaller number above 0 to a larger one")
-        return self
-
-
-Operation = Annotated[Flip | RandomResizedCrop, Field(discriminator="kind")]
 
 
 class Data(Knobs):
@@ -60,6 +47,8 @@ class Data(Knobs):
     """`train` leaves `tune` out, for recipes that select something; `train+tune` is every training image."""
     images_per_class: Annotated[int, Field(gt=0)] | None = None
     """Train on this many images a class (the first ones, in the pack's order); None: on all."""
+    images: Annotated[int, Field(gt=0)] | None = None
+    """Train on this many images in all: the first of every class, then the second, …; None: on all."""
     normalise: Literal["scale", "mean", "mean_std"] = "mean_std"
     """Values are scaled to 0..1; then the training images' channel means are subtracted; then divided by
     their standard deviations."""
@@ -67,30 +56,22 @@ class Data(Knobs):
     """Side of the training images in pixels, each for an equal share of the steps. Measuring is always done
     at the pack's own size."""
 
-
-class Model(Knobs):
-    """Which network."""
-
-    name: str = "resnet18"
-    width: Annotated[int, Field(gt=0, le=1024)] = 64
-    """Channels of the first stage; each stage after it has twice those of the one before."""
-    stem: Literal["imagenet", "small", "patch"] = "imagenet"
-    """`imagenet`: 7x7/2 convolution and 3x3/2 max pool; `small`: 3x3/1; `patch`: 3x3/2."""
-    shortcut: Literal["projection", "average_pool"] = "projection"
-    """How a shortcut changes resolution: 1x1/2 convolution, or 2x2 average pool and then 1x1 convolution."""
-    zero_last_bn: bool = False
-    """Start each block as the identity: the scale of its last batch norm is 0 (Goyal et al. 2017)."""
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.images is not None and self.images_per_class is not None:
+            raise ValueError("give images or images_per_class, not both")
+        return self
 
 
 class Optimizer(Knobs):
     """How a gradient becomes an update."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    peak_lr: Annotated[float, Field(gt=0)] = 0.1
+    peak_lr: Positive = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's momentum, or AdamW's beta 1."""
     nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: NotNegative = 1e-4
     decay_weights_only: bool = False
     """Leave biases and the scales and shifts of batch norm out of weight decay."""
 
@@ -104,7 +85,7 @@ class Optimizer(Knobs):
 class Schedule(Knobs):
     """How long, and how the learning rate changes. Exactly one of `epochs` and `steps` is given."""
 
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Positive | None = None
     steps: Annotated[int, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = 128
     shape: Literal["constant", "step", "cosine", "linear"] = "cosine"
@@ -131,9 +112,10 @@ class Schedule(Knobs):
 
 
 class Loss(Knobs):
-    """Cross-entropy."""
+    """Cross-entropy, and what is added to it."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    penalties: tuple[Penalty, ...] = ()
 
 
 class Compute(Knobs):
@@ -152,7 +134,7 @@ class Paper(Knobs):
     title: str
     authors: str
     section: str
-    reported: dict[str, float] = {}
+    reported: dict[str, float] = Field(default_factory=dict)
     """Measure with unit in its name -> reported value, such as val_top1_percent."""
 
 
@@ -169,7 +151,7 @@ class Recipe(Knobs):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
     summary: str = ""
     paper: Paper | None = None
-    provenance: dict[str, Provenance] = {}
+    provenance: dict[str, Provenance] = Field(default_factory=dict)
     """Field path -> where its value comes from, for recipes of a paper."""
     data: Data = Data()
     augment: tuple[Operation, ...] = ()
@@ -178,7 +160,7 @@ class Recipe(Knobs):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule
     compute: Compute = Compute()
-    evaluate_every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    evaluate_every_epochs: Positive = 1.0
     """How often the held-out curve gets a point: on `tune` where it is held out, otherwise on `val`, which
     selects nothing either way."""
 
@@ -195,11 +177,29 @@ class Recipe(Knobs):
 
     @property
     def digest(self) -> str:
-        """SHA-256, 12 hex digits, of the fields that decide the result: names and sources are left out."""
-        deciding = self.model_dump(
-            mode="json", exclude={"name", "summary", "paper", "provenance", "evaluate_every_epochs"}
-        )
+        """SHA-256, 12 hex digits, of the fields that decide the result: names and sources are left out.
+
+        So are fields at their defaults, so that a field that is added later leaves the digests of what was
+        measured before as they are. In return a default must never change.
+        """
+        apart = {"name", "summary", "paper", "provenance", "evaluate_every_epochs"}
+        deciding = {name: value for name, value in _changed_fields(self).items() if name not in apart}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _changed_fields(value: Any) -> Any:
+    """`value` as JSON, without the fields of Knobs that have their default; a `kind` always stays."""
+    if isinstance(value, tuple):
+        return [_changed_fields(item) for item in value]
+    if not isinstance(value, Knobs):
+        return value
+    fields = type(value).model_fields
+    own = {name: getattr(value, name) for name in fields}
+    return {
+        name: _changed_fields(item)
+        for name, item in own.items()
+        if name == "kind" or item != fields[name].default
+    }
 
 
 def parse_recipe(value: Any, origin: str) -> Recipe:
@@ -268,6 +268,9 @@ def _first_fault(error: ValidationError, value: Any) -> str:
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path.split(".")[-1], _field_names(Recipe), n=1)
         return f"there is no field '{path}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    if fault["type"] == "union_tag_invalid":
+        there = fault["ctx"]["expected_tags"].replace("'", "")
+        return f"{path}: there is no '{fault['ctx']['tag']}'; there are: {there}"
     given = fault.get("input")
     shown = "" if isinstance(given, dict | list | tuple) or given is value else f", not {given!r}"
     return f"{path or 'the recipe'}: {message[0].lower()}{message[1:]}{shown}"
