@@ -285,6 +285,76 @@ def list_recipes(
     )
 
 
+@app.command(name="models")
+def list_models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Draw its layers; also torchvision:NAME, timm:NAME.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Change a field, such as model.width=32; repeatable."
+        ),
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side in pixels.")] = 64,
+    classes: Annotated[int, typer.Option(min=2, help="Outputs.")] = 200,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure images/s of training steps here.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="For --speed.")] = 128,
+    device: Device = "auto",
+    json: AsJson = False,
+) -> None:
+    """List the networks with what they cost, or draw the layers of one."""
+    from dataclasses import asdict
+
+    from tinlab import models
+    from tinlab.compute import resolve_device
+    from tinlab.models.summary import summarise
+    from tinlab.recipe import Model, Recipe, Schedule, changed
+    from tinlab.training.speed import images_per_second
+
+    chosen = resolve_device(device)
+    rows: list[dict[str, Any]] = []
+    for key in [name] if name else models.MODELS:
+        recipe = Recipe(name="models", model=Model(name=key), schedule=Schedule(steps=1))
+        knobs = changed(recipe, set or []).model
+        network = models.find(key)
+        found = summarise(knobs, classes, image_size)
+        row = {"model": key, "summary": network.summary, "source": network.source, **asdict(found)}
+        row["options"] = {n: getattr(network.resolve(knobs), n) for n in network.options}
+        if speed:
+            terminal.say(f"timing {key}")
+            rate = images_per_second(knobs, classes, image_size, device=chosen, batch_size=batch_size)
+            row["train_images_per_second"] = round(rate, 1)
+        rows.append(row)
+    if json:
+        terminal.show_json(rows[0] if name else [{k: v for k, v in r.items() if k != "layers"} for r in rows])
+        return
+    if name:
+        terminal.show_layers(rows[0])
+        return
+    columns = ("network", "what", "parameters", "multiply-adds", "activations", "images/s")[
+        : 6 if speed else 5
+    ]
+    terminal.show_table(
+        columns,
+        [
+            (
+                r["model"],
+                r["summary"],
+                f"{r['parameters'] / 1e6:.2f} M",
+                f"{r['multiply_adds'] / 1e6:,.0f} M",
+                f"{r['activation_bytes'] / 1e6:.2f} MB",
+                *([f"{r['train_images_per_second']:,.0f}"] if speed else []),
+            )
+            for r in rows
+        ],
+        right=columns[2:],
+    )
+    pixels = f"{image_size}x{image_size}"
+    print(f"For an image of {pixels} pixels; activations are what training keeps of one, in bf16.")
+    print("Any network of torchvision or timm: torchvision:NAME, timm:NAME.")
+
+
 @results.command(name="add")
 def add_result(
     run: RunArgument,

@@ -55,6 +55,38 @@ def show_table(
     out.print(table)
 
 
+def show_layers(network: dict[str, Any]) -> None:
+    """A network's layers and what they cost: a summary with name, source and options, as a dict."""
+    rows = [
+        (
+            layer["name"],
+            layer["kind"],
+            "x".join(map(str, layer["output"])),
+            f"{layer['parameters']:,}" if layer["parameters"] else "",
+            f"{layer['multiply_adds']:,}" if layer["multiply_adds"] else "",
+        )
+        for layer in network["layers"]
+    ]
+    total = ("", "", "", f"{network['parameters']:,}", f"{network['multiply_adds']:,}")
+    columns = ("layer", "what", "output", "parameters", "multiply-adds")
+    show_table(columns, [*rows, total], right=columns[2:], title=f"{network['model']}: {network['summary']}")
+    out.print(Text(plain(f"from {network['source']}")))
+    shown = ", ".join(f"{name}={_short(value)}" for name, value in network["options"].items())
+    out.print(Text(f"options: {shown or 'none of its own'}"))
+    kept = network["activation_bytes"] / 1e6
+    out.print(Text(f"a training step keeps {kept:.2f} MB of activations an image, in bf16"))
+    if network["expected_blocks"] < network["blocks"]:
+        out.print(
+            Text(f"{network['expected_blocks']:.2f} of {network['blocks']} blocks run in a step on average")
+        )
+    if speed := network.get("train_images_per_second"):
+        out.print(Text(f"{speed:,.0f} images/s in training steps on this machine"))
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | tuple) else str(value)
+
+
 @contextmanager
 def counting(what: str, unit: str = "images") -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar for work that counts (done, total). Nothing is shown where there is nothing to do."""

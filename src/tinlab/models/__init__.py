@@ -30,7 +30,7 @@ def check(knobs: recipe.Model) -> None:
     find(knobs.name).resolve(knobs)
 
 
-def build(knobs: recipe.Model, classes: int) -> nn.Module:
+def build(knobs: recipe.Model, classes: int, *, image_size: int = 64) -> nn.Module:
     """The network that `knobs` describe, with weights drawn from torch's generator: (B, 3, H, W) -> (B,
     classes).
 
@@ -38,3 +38,9 @@ def build(knobs: recipe.Model, classes: int) -> nn.Module:
     """
     network = find(knobs.name)
     return network.build(network.resolve(knobs), classes)
+
+
+def too_small(knobs: recipe.Model, image_size: int, error: Exception) -> TinlabError:
+    """The error for a network that failed with `error` on images of `image_size` pixels a side."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return TinlabError(f"model.name: {knobs.name} cannot take {image_size}x{image_size} images ({reason})")

@@ -22,14 +22,14 @@ class Survival(nn.Module):
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
+        # A flag of its own: code compiled for one block then serves all that differ in probability alone.
+        self.certain = probability == 1
         self.asked = 0
         self.ran = 0
 
     def runs(self) -> bool:
         """In training, a draw from torch's generator on the host, so that a GPU is not waited for."""
-        if not self.training or self.probability == 1:
-            return True
-        return self._draw()
+        return not self.training or self.certain or self._draw()
 
     @torch.compiler.disable
     def _draw(self) -> bool:
@@ -40,16 +40,20 @@ class Survival(nn.Module):
 
     def forward(self, branch: Tensor) -> Tensor:
         """The branch's output, weighed in evaluation by how often it was there in training."""
-        return branch if self.training or self.probability == 1 else branch * self.probability
+        return branch if self.training or self.certain else branch * self.probability
 
     def extra_repr(self) -> str:
         return f"probability={self.probability:g}"
 
 
-def expected_blocks(model: nn.Module) -> float | None:
-    """How many of `model`'s residual blocks run in a training step, on average; None where all always do."""
-    found = [module.probability for module in model.modules() if isinstance(module, Survival)]
-    return sum(found) if any(p < 1 for p in found) else None
+def residual_blocks(model: nn.Module) -> int:
+    """How many residual blocks with stochastic depth, or the chance of it, `model` has."""
+    return sum(isinstance(module, Survival) for module in model.modules())
+
+
+def expected_blocks(model: nn.Module) -> float:
+    """How many of `model`'s residual blocks run in a training step, on average."""
+    return sum(module.probability for module in model.modules() if isinstance(module, Survival))
 
 
 def count_blocks(model: nn.Module) -> tuple[int, int]:

@@ -32,6 +32,7 @@ class State:
 
     `train_seconds` counts steps alone; `elapsed_seconds` also counts measuring and saving; both leave out
     the time in which the run was stopped. The window holds sums over the images since the curve's last point.
+    `blocks_run` residual blocks ran in `depth_steps` steps, where stochastic depth drops some.
     """
 
     step: int = 0
@@ -41,6 +42,8 @@ class State:
     window_correct: int = 0
     window_images: int = 0
     window_seconds: float = 0.0
+    blocks_run: int = 0
+    depth_steps: int = 0
 
 
 def save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> Path:

@@ -25,6 +25,7 @@ from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Metrics, measure
 from tinlab.evaluation.predict import predict_split
 from tinlab.files import write_json
+from tinlab.models.depth import count_blocks, expected_blocks, residual_blocks
 from tinlab.recipe import Recipe
 from tinlab.runs import Preprocessing, Run
 from tinlab.training import checkpoint, optimizer
@@ -161,6 +162,7 @@ def _train(
     updater = optimizer.build(recipe.optimizer, model)
     # What is compiled is a second face of the same weights: saving and measuring go through the raw module.
     network = torch.compile(model) if recipe.compute.compile else model
+    depth = _Depth(model)
 
     state = checkpoint.State()
     if (last := checkpoint.latest(run.path)) is not None:
@@ -200,11 +202,14 @@ def _train(
             batch = batches.at(state.step)
             inputs = policy.apply(batch.images, batch.epochs, batch.samples, size)  # (B, 3, size, size)
             loss, correct = forward_backward(network, inputs, batch, recipe)
+            if depth.drops:
+                optimizer.fill_missing_gradients(model)
             updater.step()
             updater.zero_grad(set_to_none=True)
 
             state.step += 1
             meter.add(loss, correct, len(batch.labels))
+            depth.count(state)
             due = state.step % log_every == 0 or state.step == total_steps or stop.signal_number != 0
             if device.type == "cpu" or due:
                 # On a GPU this is where the host waits for it; on a CPU there is nothing to wait for.
@@ -240,7 +245,8 @@ def _train(
         if not curves.measured(state.step):
             curves.add(_eval_point(state, steps_per_epoch, "val", measured))
     state.elapsed_seconds = elapsed_before + time.perf_counter() - began
-    write_json(run.path / "result.json", _result(run, state, steps_per_epoch, measured, model, len(rows)))
+    result = _result(run, state, steps_per_epoch, measured, model, len(rows))
+    write_json(run.path / "result.json", {**result, **depth.found(state)})
 
 
 def forward_backward(
@@ -313,6 +319,32 @@ class _Meter:
         self._loss.zero_()
         self._correct.zero_()
         self._images = 0
+
+
+class _Depth:
+    """How deep a network with stochastic depth is, by its probabilities and by its draws."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.blocks = residual_blocks(model)
+        self.expected = expected_blocks(model)
+        self.drops = self.expected < self.blocks
+
+    def count(self, state: checkpoint.State) -> None:
+        if self.drops:
+            blocks, steps = count_blocks(self._model)
+            state.blocks_run += blocks
+            state.depth_steps += steps
+
+    def found(self, state: checkpoint.State) -> dict[str, Any]:
+        """For the result; empty where every block always runs."""
+        if not self.drops or not state.depth_steps:
+            return {}
+        return {
+            "blocks": self.blocks,
+            "expected_blocks": round(self.expected, 4),
+            "measured_blocks": round(state.blocks_run / state.depth_steps, 4),
+        }
 
 
 class _Curves:

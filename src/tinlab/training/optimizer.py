@@ -27,6 +27,17 @@ def build(knobs: recipe.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
+def fill_missing_gradients(model: nn.Module) -> None:
+    """Give each trained parameter that no gradient reached in this step a gradient of zero.
+
+    Stochastic depth leaves out whole blocks. Their gradient is zero and not absent, so that momentum and
+    weight decay go on for them, as they did for Huang et al. 2016.
+    """
+    for parameter in model.parameters():
+        if parameter.grad is None and parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 def learning_rate(knobs: recipe.Schedule, peak: float, step: int, total_steps: int) -> float:
     """The learning rate of step `step`, counted from 0, of `total_steps`."""
     warmup_steps = round(knobs.warmup_fraction * total_steps)
