@@ -3,10 +3,10 @@
 A layer's fan in is the number of inputs that one of its outputs is a sum of, and its fan out the number of
 outputs that one of its inputs goes into, both within a group of a grouped convolution and at stride 1. Where
 a weight has variance g^2 / fan in, outputs are as large as inputs if g is the activation's gain:
-1 / sqrt(E f(z)^2) for z standard normal. That is sqrt 2 for ReLU and sqrt(2 / (1 + 0.01^2)) for leaky ReLU (He et al.
-2015, equations 10 and 15), and 1 for SELU, whose constants were chosen so (Klambauer et al. 2017, with
-LeCun's variance 1 / fan in). For ELU, GELU and SiLU no paper states one: the same integral gives 1.25, 1.53
-and 1.68.
+1 / sqrt(E f(z)^2) for z standard normal. That is sqrt 2 for ReLU and sqrt(2 / (1 + 0.01^2)) for leaky ReLU
+(He et al. 2015, equations 10 and 15), and 1 for SELU, whose constants were chosen so (Klambauer et al. 2017,
+with LeCun's variance 1 / fan in). For ELU, GELU and SiLU no paper states one: the same integral gives 1.25,
+1.53 and 1.68.
 """
 
 from __future__ import annotations
