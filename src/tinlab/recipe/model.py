@@ -13,7 +13,8 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class He(Knobs):
-    """Normal with variance 2 / fan (He et al. 2015), which keeps the variance through ReLUs."""
+    """Normal with variance g^2 / fan (He et al. 2015), which keeps the variance through the layers, where g
+    is the activation's gain: 1.41 with relu, 1 with selu; see tinlab.models.initialise."""
 
     kind: Literal["he"] = "he"
     fan: Literal["in", "out"] = "in"
@@ -21,7 +22,7 @@ class He(Knobs):
 
 
 class Xavier(Knobs):
-    """Variance 2 / (fan in + fan out) (Glorot and Bengio 2010)."""
+    """Variance 2 / (fan in + fan out), whatever the activation (Glorot and Bengio 2010)."""
 
     kind: Literal["xavier"] = "xavier"
     distribution: Literal["uniform", "normal"] = "uniform"
@@ -36,11 +37,12 @@ class Gaussian(Knobs):
 
 
 class Orthogonal(Knobs):
-    """Rows or columns of equal length at right angles (Saxe et al. 2014)."""
+    """Rows of equal length at right angles, a row being an output's weights; where there are more rows than
+    weights in one, the columns are (Saxe et al. 2014)."""
 
     kind: Literal["orthogonal"] = "orthogonal"
     gain: Positive | None = None
-    """Length of a row; None: what the network's activation asks for, 1.41 with relu."""
+    """Length of a row or column; None: the activation's gain, 1.41 with relu."""
 
 
 class RandomWalk(Knobs):
@@ -52,7 +54,7 @@ class RandomWalk(Knobs):
 
 class Lsuv(Knobs):
     """Orthogonal, then layer by layer scaled until the outputs on a batch of training images have variance 1
-    (Mishkin and Matas 2016)."""
+    (Mishkin and Matas 2016). A batch norm before a layer uses this batch's statistics."""
 
     kind: Literal["lsuv"] = "lsuv"
     tolerance: Positive = 0.1
@@ -74,10 +76,12 @@ Init = Annotated[
 
 
 class DropConnect(Knobs):
-    """Zero a random share of the weights of fully connected layers in each step (Wan et al. 2013)."""
+    """Zero a random share of the weights and biases of fully connected layers in each step, and divide the
+    rest by the share that is kept (Wan et al. 2013; tinlab.models.dropconnect says what is changed)."""
 
     layers: str
-    """Pattern of layer names, such as fc*; `tinlab models NAME` lists them."""
+    """Pattern of layer names, such as fc*; `tinlab models NAME` lists them. All that match must be fully
+    connected, and no two patterns may match the same layer."""
     rate: Rate = 0.5
 
 
@@ -124,12 +128,17 @@ class Model(Knobs):
 
 
 class Penalty(Knobs):
-    """An addition to the loss: l1 * sum |v| + l2 * sum v^2, over the weights of the named layers, or over
-    their outputs, where the sum is a mean over the batch."""
+    """An addition to the loss in training: l1 * sum |v| + l2 * sum v^2, over the weights of the named layers,
+    or over their outputs, where the sum is a mean over the batch."""
 
     layers: str
-    """Pattern of layer names, such as conv1 or fc*; `tinlab models NAME` lists them."""
+    """Pattern of layer names, such as conv1 or fc*; `tinlab models NAME` lists them. Every match counts, a
+    block as well as the layers in it where both match."""
     on: Literal["weights", "activations"] = "weights"
+    """`weights`: of convolutions and fully connected layers, without biases and without the scales of norms.
+    `activations`: what the named layer itself puts out. A convolution's output is what it is before the
+    activation that follows, so to penalise what comes after, as Keras does for a layer that is given an
+    activation, name the activation's layer. One that is used in several places counts in each."""
     l1: NotNegative = 0.0
     l2: NotNegative = 0.0
 
