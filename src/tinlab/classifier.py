@@ -87,7 +87,8 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
         )
     chosen = resolve_device(device)
     compute = opened.recipe.compute
-    model = place(models.build(opened.recipe.model, len(opened.classes)), compute, chosen)
+    size = opened.preprocessing.image_size
+    model = place(models.build(opened.recipe.model, len(opened.classes), image_size=size), compute, chosen)
     checkpoint.load_weights(last, model, chosen)
     return Classifier(opened, model.eval(), chosen)
 

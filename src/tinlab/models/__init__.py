@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import difflib
 
-from torch import nn
+from torch import Tensor, nn
 
 from tinlab import recipe
 from tinlab.errors import TinlabError
 from tinlab.models import resnet
+from tinlab.models.dropconnect import add_dropconnect
+from tinlab.models.initialise import initialise
 from tinlab.models.network import Network
 
 MODELS: dict[str, Network] = {
@@ -37,7 +39,20 @@ def build(knobs: recipe.Model, classes: int, *, image_size: int = 64) -> nn.Modu
     Raises TinlabError where `knobs` name no network, or ask of it what it does not have.
     """
     network = find(knobs.name)
-    return network.build(network.resolve(knobs), classes)
+    model = network.build(network.resolve(knobs), classes)
+    add_dropconnect(model, knobs.dropconnect)
+    return model
+
+
+def begin(model: nn.Module, knobs: recipe.Model, images: Tensor) -> None:
+    """Give `model`, just built from `knobs`, the values that training starts from where `knobs` name any.
+
+    `images` are training images as the network gets them, (B, 3, H, W), for initialisers that look at some.
+    Raises TinlabError where they cannot be had.
+    """
+    if knobs.init is not None:
+        activation = find(knobs.name).resolve(knobs).activation
+        initialise(model, knobs.init, activation, images)
 
 
 def too_small(knobs: recipe.Model, image_size: int, error: Exception) -> TinlabError:

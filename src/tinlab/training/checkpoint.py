@@ -39,6 +39,7 @@ class State:
     train_seconds: float = 0.0
     elapsed_seconds: float = 0.0
     window_loss: float = 0.0
+    window_penalty: float = 0.0
     window_correct: int = 0
     window_images: int = 0
     window_seconds: float = 0.0

@@ -29,6 +29,7 @@ from tinlab.models.depth import count_blocks, expected_blocks, residual_blocks
 from tinlab.recipe import Recipe
 from tinlab.runs import Preprocessing, Run
 from tinlab.training import checkpoint, optimizer
+from tinlab.training.penalties import Penalties
 from tinlab.training.signals import StopRequest
 
 POINTS_PER_EPOCH = 20
@@ -158,14 +159,19 @@ def _train(
     mean, std = (torch.tensor(values, device=device) for values in (shown.mean, shown.std))
     policy = Policy(recipe.augment, mean, std, seed)
     torch.manual_seed(seed)
-    model = place(models.build(recipe.model, len(run.classes)), recipe.compute, device)
+    model = models.build(recipe.model, len(run.classes), image_size=shown.image_size)
+    last = checkpoint.latest(run.path)
+    if last is None:
+        models.begin(model, recipe.model, policy.normalise(batches.at(0).images))
+    model = place(model, recipe.compute, device)
     updater = optimizer.build(recipe.optimizer, model)
     # What is compiled is a second face of the same weights: saving and measuring go through the raw module.
     network = torch.compile(model) if recipe.compute.compile else model
     depth = _Depth(model)
+    penalties = Penalties(recipe.loss.penalties, model)
 
     state = checkpoint.State()
-    if (last := checkpoint.latest(run.path)) is not None:
+    if last is not None:
         state = checkpoint.restore(last, model, updater, device)
     runs.keep_metrics_until(run.path / "metrics.jsonl", state.step)
 
@@ -201,20 +207,20 @@ def _train(
             torch.manual_seed(seed_for_step(seed, state.step))
             batch = batches.at(state.step)
             inputs = policy.apply(batch.images, batch.epochs, batch.samples, size)  # (B, 3, size, size)
-            loss, correct = forward_backward(network, inputs, batch, recipe)
+            loss, penalty, correct = forward_backward(network, inputs, batch, recipe, penalties)
             if depth.drops:
                 optimizer.fill_missing_gradients(model)
             updater.step()
             updater.zero_grad(set_to_none=True)
 
             state.step += 1
-            meter.add(loss, correct, len(batch.labels))
+            meter.add(loss, penalty, correct, len(batch.labels))
             depth.count(state)
             due = state.step % log_every == 0 or state.step == total_steps or stop.signal_number != 0
             if device.type == "cpu" or due:
                 # On a GPU this is where the host waits for it; on a CPU there is nothing to wait for.
                 meter.drain(state)
-                if not np.isfinite(state.window_loss):
+                if not np.isfinite(state.window_loss + state.window_penalty):
                     raise _diverged(run, state.step, rate)
             now = time.perf_counter()
             state.train_seconds += now - step_began
@@ -227,8 +233,11 @@ def _train(
                     _progress(state, total_steps, steps_per_epoch, size, left, held_out.name, held_out_top1)
                 )
             if state.step % log_every == 0 or state.step == total_steps:
-                curves.add(_train_point(state, steps_per_epoch, rate, size))
-                state.window_loss, state.window_correct = 0.0, 0
+                point = _train_point(state, steps_per_epoch, rate, size)
+                if recipe.loss.penalties:
+                    point["penalty"] = state.window_penalty / state.window_images
+                curves.add(point)
+                state.window_loss, state.window_penalty, state.window_correct = 0.0, 0.0, 0
                 state.window_images, state.window_seconds = 0, 0.0
 
             stopping = stop.signal_number != 0 and state.step < total_steps
@@ -250,15 +259,24 @@ def _train(
 
 
 def forward_backward(
-    network: Callable[[Tensor], Tensor], inputs: Tensor, batch: Batch, recipe: Recipe
-) -> tuple[Tensor, Tensor]:
-    """Loss and gradients of one batch. Returns its mean loss and number correct, scalars on the device."""
+    network: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    batch: Batch,
+    recipe: Recipe,
+    penalties: Penalties | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one batch's loss and penalties.
+
+    Returns its mean loss, what penalties add to it, and its number correct, scalars on the device.
+    """
     with autocast(recipe.compute, inputs.device):
         logits = network(inputs)  # (B, classes)
     logits = logits.float()
     loss = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.loss.label_smoothing)
-    loss.backward()
-    return loss.detach(), (logits.detach().argmax(dim=1) == batch.labels).sum()
+    added = penalties() if penalties is not None else None
+    (loss if added is None else loss + added).backward()
+    correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
+    return loss.detach(), torch.zeros_like(loss) if added is None else added.detach(), correct
 
 
 def size_at(sizes: tuple[int, ...], step: int, total_steps: int) -> int:
@@ -304,19 +322,23 @@ class _Meter:
 
     def __init__(self, device: torch.device) -> None:
         self._loss = torch.zeros((), device=device)
+        self._penalty = torch.zeros((), device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._images = 0
 
-    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+    def add(self, loss: Tensor, penalty: Tensor, correct: Tensor, images: int) -> None:
         self._loss += loss * images
+        self._penalty += penalty * images
         self._correct += correct
         self._images += images
 
     def drain(self, state: checkpoint.State) -> None:
         state.window_loss += self._loss.item()
+        state.window_penalty += self._penalty.item()
         state.window_correct += int(self._correct.item())
         state.window_images += self._images
         self._loss.zero_()
+        self._penalty.zero_()
         self._correct.zero_()
         self._images = 0
 
@@ -377,7 +399,7 @@ class _Curves:
         self._file.write(json.dumps(point, allow_nan=False) + "\n")
         self._file.flush()
         folder = "train" if point["kind"] == "train" else point["split"]
-        for name in ("loss", "top1_percent", "top5_percent", "learning_rate", "images_per_second"):
+        for name in ("loss", "penalty", "top1_percent", "top5_percent", "learning_rate", "images_per_second"):
             if name in point:
                 self._board.add_scalar(f"{folder}/{name}", point[name], point["step"])
 
