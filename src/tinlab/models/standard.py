@@ -13,10 +13,10 @@ takes that, 2 x 2 x 512 values, where torchvision's stretches it to 7x7, to 12 t
 no more. So ImageNet's weights of `classifier.0` do not fit: name it in fresh_layers.
 
 googlenet: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, as torchvision has it: with batch
-norms, 3x3 filters where the paper has 5x5, and dropout of 0.2 where it has 0.4. Changed: the two auxiliary classifiers are left out, so that
-one vector of scores comes out as everywhere here. Where the network starts from given weights, it moves its
-input from ImageNet's mean and standard deviation to 0.5 and 0.5, which is how torchvision's weights were
-trained.
+norms, 3x3 filters where the paper has 5x5, and dropout of 0.2 where it has 0.4. Changed: the two auxiliary
+classifiers are left out, so that one vector of scores comes out as everywhere here. Where the network starts
+from given weights, it moves its input from ImageNet's mean and standard deviation to 0.5 and 0.5, which is
+how torchvision's weights were trained.
 
 squeezenet: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters and <0.5MB model
 size", 2016, version 1.0. Nothing is changed. Its classifier is a 1x1 convolution and a ReLU, whose outputs

@@ -14,9 +14,9 @@ of 64 channels, pool, batch norm; one of 128, pool, batch norm; two of 256, pool
 convolutions with bias (the table gives no filter sizes), 2x2 max pools, a ReLU after every convolution and
 fully connected layer.
 
-yu_vgg, "Reduced VGGNet". Stated: nothing but the name. Assumed: the first three of VGG's five stages, a
-pair of 3x3 convolutions each (64, 128 and 256 channels) and a 2x2 max pool, with ReLUs and without batch norm,
-as VGG is; fully connected layers of 1024 and 1024, as in the table of yu_alexnet.
+yu_vgg, "Reduced VGGNet". Stated: nothing but the name. Assumed: the first three of VGG's five stages, a pair
+of 3x3 convolutions each (64, 128 and 256 channels) and a 2x2 max pool, with ReLUs and without batch norm, as
+VGG is; fully connected layers of 1024 and 1024, as in the table of yu_alexnet.
 
 yu_baseline, "Baseline Model". Stated: nothing but the name. Assumed: the five layers of the network that the
 course gave out, trained on 100 of Tiny ImageNet's classes: 3x3 convolutions of 32, 32 and 64 channels, each
