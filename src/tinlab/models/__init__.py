@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from tinlab import recipe
 from tinlab.errors import TinlabError
-from tinlab.models import resnet
+from tinlab.models import resnet, shcherbina, standard, yu
 from tinlab.models.dropconnect import add_dropconnect
 from tinlab.models.initialise import initialise
 from tinlab.models.network import Network
 
 MODELS: dict[str, Network] = {
     **resnet.NETWORKS,
+    **yu.NETWORKS,
+    **shcherbina.NETWORKS,
+    **standard.NETWORKS,
 }
 
 
