@@ -126,6 +126,8 @@ def test_auxiliary_classifiers_are_left_out():
 def test_dropout_is_timms_drop_rate():
     model = outline(partial(built, "timm:resnet10t", dropout=0.3))
     assert model.drop_rate == 0.3
+    assert zoo.find("timm:resnet10t").options == {"dropout": (0.0,)}
+    assert zoo.find("timm:rexnet_100").options == {"dropout": (0.2,)}  # timm gives it some
     with pytest.raises(TinlabError, match="has 1 place for dropout, not 2"):
         built("timm:resnet10t", dropout=(0.1, 0.2))
     with pytest.raises(TinlabError, match="dropout: torchvision:resnet18 has none"):

@@ -142,9 +142,7 @@ def _find_timm(name: str, own: str, image_size: int) -> Network:
     create = partial(create_timm, own, _MARKED_CLASSES, image_size)
     shape = _outline(name, create, image_size)
     classifier = _classifier_of_timm(name, shape)
-    options: dict[str, Any] = {}
-    if _has_dropout(name, create, image_size):
-        options["dropout"] = (float(getattr(shape, "drop_rate", 0.0)),)
+    rate = _dropout_rate(name, create, image_size, shape)
     configuration = timm.models.get_pretrained_cfg(own)
     paper = getattr(configuration, "paper_name", None) or getattr(configuration, "origin_url", None)
     return Network(
@@ -152,7 +150,7 @@ def _find_timm(name: str, own: str, image_size: int) -> Network:
         summary=f"timm's {own}, {_size(shape, classifier)}",
         source=f"timm, {type(shape).__module__}" + (f": {paper}" if paper else ""),
         classifier=classifier,
-        options=options,
+        options={} if rate is None else {"dropout": (rate,)},
     )
 
 
@@ -176,16 +174,22 @@ def _outline(name: str, create: Callable[[], nn.Module], image_size: int) -> nn.
         ) from error
 
 
-def _has_dropout(name: str, create: Callable[..., nn.Module], image_size: int) -> bool:
-    """Whether timm's argument for dropout is one that the network takes, and does something with."""
+def _dropout_rate(
+    name: str, create: Callable[..., nn.Module], image_size: int, shape: nn.Module
+) -> float | None:
+    """The network's own rate for timm's argument for dropout; None where it does not take it, or does nothing
+    with it. `shape` is what `create` makes without it."""
     try:
-        model = _outline(name, partial(create, drop_rate=_MARKED_RATE), image_size)
+        marked = _outline(name, partial(create, drop_rate=_MARKED_RATE), image_size)
     except TypeError:
-        return False
-    return any(
-        _MARKED_RATE in (getattr(module, "p", None), getattr(module, "drop_rate", None))
-        for module in model.modules()
-    )
+        return None
+    own = dict(shape.named_modules())
+    for path, module in marked.named_modules():
+        for attribute in ("drop_rate", "p"):
+            if getattr(module, attribute, None) == _MARKED_RATE:
+                # Where the rate is 0 there may be no layer.
+                return float(getattr(own.get(path), attribute, 0.0))
+    return None
 
 
 def _classifier_of_torchvision(name: str, model: nn.Module) -> str:
