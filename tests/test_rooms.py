@@ -66,5 +66,7 @@ def test_nothing_unpickles_or_evaluates():
     forbidden = ("pickle", "torch.load", "allow_pickle=True", "eval(", "exec(", "yaml.load", "shell=True")
     for path in SOURCES.rglob("*.py"):
         text = path.read_text().replace("model.eval()", "").replace("allow_pickle=False", "")
+        # torch's reader for tensors alone, which refuses all that code would have to make.
+        text = text.replace("torch.load(path, weights_only=True,", "")
         for word in forbidden:
             assert word not in text, f"{path.relative_to(SOURCES)}: {word}"

@@ -1,0 +1,70 @@
+"""Whether a network takes images of the sizes in use, found out from shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from tinlab.errors import TinlabError
+
+# What networks raise at images that are too small, or that their patches and windows do not divide.
+REFUSALS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
+
+
+def outline(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, on the meta device: shapes without values. torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return build()
+        except RuntimeError:
+            # Some constructors compute their widths with tensors, which need values.
+            with torch.device("cpu"):
+                return build().to("meta")
+
+
+def fits(name: str, build: Callable[[], nn.Module], sizes: Iterable[int], classes: int) -> None:
+    """Raise TinlabError where the network that `build` makes does not turn training images of each of `sizes`
+    (side in pixels) into logits: (2, 3, size, size) -> (2, classes).
+
+    Layers run on the meta device, in training mode. What fails there is tried with values on the CPU, since a
+    few operations need some. torch's generator is left as it was.
+    """
+    shape: nn.Module | None = None
+    for size in sorted(set(sizes)):
+        try:
+            shape = outline(build) if shape is None else shape
+            logits = _forward(shape, size, "meta")
+        except REFUSALS:
+            try:
+                with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                    logits = _forward(build(), size, "cpu")
+            except REFUSALS as error:
+                raise TinlabError(
+                    f"model.name: {name} cannot take {size}x{size} images ({reason(error)}); "
+                    "take another network or other data.image_sizes"
+                ) from error
+        if not isinstance(logits, Tensor):
+            raise TinlabError(
+                f"model.name: {name} gives a {type(logits).__name__} in training, and logits are needed; "
+                "take another network"
+            )
+        if logits.shape != (2, classes):
+            raise TinlabError(
+                f"model.name: {name} gives {tuple(logits.shape)} for 2 images of {size}x{size} and {classes} "
+                f"classes, and (2, {classes}) is needed; take another network"
+            )
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of what `error` says, on one line."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said.split(". ")[0].rstrip(".")
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, size: int, device: str) -> object:
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        return model.train()(torch.zeros(2, 3, size, size))
