@@ -312,12 +312,19 @@ def list_models(
     from tinlab.recipe import Model, Recipe, Schedule, changed
     from tinlab.training.speed import images_per_second
 
+    if name in ("torchvision:", "timm:"):
+        listed = models.zoo.names(name.removesuffix(":"))
+        if json:
+            terminal.show_json(listed)
+        else:
+            print("\n".join(listed))
+        return
     chosen = resolve_device(device)
     rows: list[dict[str, Any]] = []
     for key in [name] if name else models.MODELS:
         recipe = Recipe(name="models", model=Model(name=key), schedule=Schedule(steps=1))
         knobs = changed(recipe, set or []).model
-        network = models.find(key)
+        network = models.find(key, image_size)
         found = summarise(knobs, classes, image_size)
         row = {"model": key, "summary": network.summary, "source": network.source, **asdict(found)}
         row["options"] = {n: getattr(network.resolve(knobs), n) for n in network.options}
@@ -341,7 +348,7 @@ def list_models(
             (
                 r["model"],
                 r["summary"],
-                f"{r['parameters'] / 1e6:.2f} M",
+                f"{r['parameters'] / 1e6:,.2f} M",
                 f"{r['multiply_adds'] / 1e6:,.0f} M",
                 f"{r['activation_bytes'] / 1e6:.2f} MB",
                 *([f"{r['train_images_per_second']:,.0f}"] if speed else []),
@@ -352,7 +359,7 @@ def list_models(
     )
     pixels = f"{image_size}x{image_size}"
     print(f"For an image of {pixels} pixels; activations are what training keeps of one, in bf16.")
-    print("Any network of torchvision or timm: torchvision:NAME, timm:NAME.")
+    print("More: torchvision:NAME and timm:NAME; 'tinlab models timm:' lists them.")
 
 
 @results.command(name="add")

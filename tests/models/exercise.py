@@ -1,4 +1,4 @@
-"""What every network of the papers must do, and how its parameters and multiplications are counted."""
+"""How the papers' networks are built for a test, counted, and looked into."""
 
 from __future__ import annotations
 
@@ -37,37 +37,6 @@ def outputs(model, names, size=64):
     for handle in handles:
         handle.remove()
     return kept
-
-
-def learns_is_saved_and_takes_any_size(make, classifier):
-    """Assert that the network which `make` builds trains, saves, loads, and runs in every way that training
-    and prediction use."""
-    torch.manual_seed(0)
-    model = make()
-    x, y = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])
-    logits = model.train()(x)
-    assert logits.shape == (4, 5)
-    nn.functional.cross_entropy(logits, y).backward()
-    for name, p in model.named_parameters():
-        assert p.grad is not None, name
-        assert torch.isfinite(p.grad).all(), name
-        assert p.dim() == 1 or p.grad.abs().sum() > 0, name
-    model.eval()
-    with torch.no_grad():
-        plain = model(x)
-        with torch.device("meta"):
-            other = make()
-        other.load_state_dict(model.state_dict(), assign=True)
-        assert torch.equal(other.eval()(x), plain)
-        assert torch.allclose(model(x[:1]), plain[:1], atol=1e-4)
-        for size in (32, 96):
-            assert model(torch.randn(1, 3, size, size)).shape == (1, 5)
-        model.to(memory_format=torch.channels_last)
-        last = model(x.contiguous(memory_format=torch.channels_last))
-        assert torch.allclose(last, plain, atol=1e-4)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.allclose(model(x).float(), plain, atol=0.05 * plain.abs().max().item())
-    assert model.get_submodule(classifier).weight.shape[0] == 5
 
 
 def places_of_dropout(model):

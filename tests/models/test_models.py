@@ -95,7 +95,7 @@ def test_its_options_are_what_they_say(name):
             value = {"width": 8, "stem": "small", "block_order": "a", "shortcut": "projection"}
             value |= {"first_kernel": 7, "activation": "relu", "dropout": (0.1,)}
             with pytest.raises(TinlabError, match=f"model.{option}: {name} has none"):
-                check(recipe.Model(name=name, **{option: value[option]}))
+                network.resolve(recipe.Model(name=name, **{option: value[option]}))
 
 
 @pytest.mark.parametrize("name", [n for n in SMALL if "activation" in MODELS[n].options])
@@ -137,4 +137,4 @@ def test_an_unknown_network_is_refused_with_the_nearest_ones():
 
 def test_the_number_of_dropout_rates_is_checked():
     with pytest.raises(TinlabError, match="resnet18 has 1 place for dropout, not 2"):
-        check(recipe.Model(dropout=(0.1, 0.2)))
+        check(recipe.Model(dropout=(0.1, 0.2)), 10, image_size=64)

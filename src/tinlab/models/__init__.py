@@ -4,13 +4,17 @@ inferred, what is assumed, and what was changed."""
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from tinlab import recipe
 from tinlab.errors import TinlabError
-from tinlab.models import resnet, shcherbina, standard, yu
+from tinlab.models import resnet, shcherbina, standard, weights, yu, zoo
 from tinlab.models.dropconnect import add_dropconnect
+from tinlab.models.fits import fits
 from tinlab.models.initialise import initialise
 from tinlab.models.network import Network
 
@@ -22,43 +26,59 @@ MODELS: dict[str, Network] = {
 }
 
 
-def find(name: str) -> Network:
-    """The network called `name`. Raises TinlabError with the nearest known names where there is none."""
+def find(name: str, image_size: int = 64) -> Network:
+    """The network called `name`, for images of `image_size` pixels a side.
+
+    Raises TinlabError with the nearest known names where there is none.
+    """
+    if ":" in name:
+        return zoo.find(name, image_size)
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=3) or list(MODELS)
-        raise TinlabError(f"model.name: there is no network '{name}'; try {', '.join(near)}")
+        raise TinlabError(
+            f"model.name: there is no network '{name}'; try {', '.join(near)}, torchvision:NAME or timm:NAME"
+        )
     return MODELS[name]
 
 
-def check(knobs: recipe.Model) -> None:
-    """Raise TinlabError where `knobs` name no network, or ask of it what it does not have."""
-    find(knobs.name).resolve(knobs)
+def check(knobs: recipe.Model, classes: int, *, image_size: int, train_sizes: Iterable[int] = ()) -> None:
+    """Raise TinlabError where `knobs` name no network, ask of it what it does not have, or where it does not
+    take images of `image_size` and `train_sizes` pixels a side."""
+    sizes = {image_size, *train_sizes}
+    fits(knobs.name, partial(build, knobs, classes, image_size=image_size), sizes, classes)
 
 
 def build(knobs: recipe.Model, classes: int, *, image_size: int = 64) -> nn.Module:
     """The network that `knobs` describe, with weights drawn from torch's generator: (B, 3, H, W) -> (B,
     classes).
 
-    Raises TinlabError where `knobs` name no network, or ask of it what it does not have.
+    `image_size` is what networks are built for whose weights depend on it. Raises TinlabError where `knobs`
+    name no network, or ask of it what it does not have.
     """
-    network = find(knobs.name)
+    network = find(knobs.name, image_size)
     model = network.build(network.resolve(knobs), classes)
     add_dropconnect(model, knobs.dropconnect)
     return model
 
 
-def begin(model: nn.Module, knobs: recipe.Model, images: Tensor) -> None:
+def find_weights(knobs: recipe.Model, image_size: int) -> Path | None:
+    """The file that `knobs.weights` names, fetched where it has to be; None where they name none.
+
+    Raises TinlabError where it cannot be had.
+    """
+    return None if knobs.weights is None else weights.find_file(find(knobs.name, image_size), knobs)
+
+
+def begin(model: nn.Module, knobs: recipe.Model, images: Tensor) -> weights.Loaded | None:
     """Give `model`, just built from `knobs`, the values that training starts from where `knobs` name any.
 
     `images` are training images as the network gets them, (B, 3, H, W), for initialisers that look at some.
-    Raises TinlabError where they cannot be had.
+    Returns what was taken from a file, or None. Raises TinlabError where the values cannot be had.
     """
+    size = images.shape[-1]
+    network = find(knobs.name, size)
     if knobs.init is not None:
-        activation = find(knobs.name).resolve(knobs).activation
-        initialise(model, knobs.init, activation, images)
-
-
-def too_small(knobs: recipe.Model, image_size: int, error: Exception) -> TinlabError:
-    """The error for a network that failed with `error` on images of `image_size` pixels a side."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return TinlabError(f"model.name: {knobs.name} cannot take {image_size}x{image_size} images ({reason})")
+        initialise(model, knobs.init, network.resolve(knobs).activation, images)
+    if knobs.weights is None:
+        return None
+    return weights.load_into(model, network, knobs, image_size=size)

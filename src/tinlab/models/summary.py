@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinlab import models, recipe
+from tinlab.errors import TinlabError
 from tinlab.models.depth import Survival, expected_blocks, residual_blocks
+from tinlab.models.fits import REFUSALS, outline, reason
 
 BATCH = 2
 """Images in the batch that is passed through; every count is then divided by it."""
@@ -57,9 +60,9 @@ def summarise(knobs: recipe.Model, classes: int, image_size: int) -> Summary:
 
     Raises TinlabError as `models.build` does, and where the network cannot take images of that size.
     """
-    with torch.device("meta"):
-        model = models.build(knobs, classes, image_size=image_size).to(torch.bfloat16)
-        images = torch.empty(BATCH, 3, image_size, image_size, dtype=torch.bfloat16)
+    models.check(knobs, classes, image_size=image_size)
+    model = outline(partial(models.build, knobs, classes, image_size=image_size)).to(torch.bfloat16)
+    images = torch.empty(BATCH, 3, image_size, image_size, dtype=torch.bfloat16, device="meta")
     blocks = residual_blocks(model)
     expected = expected_blocks(model)
     model.eval()  # every block runs, and a network that ends in 1x1 needs no second image to normalise by
@@ -76,8 +79,10 @@ def summarise(knobs: recipe.Model, classes: int, image_size: int) -> Summary:
     with _shapes(model) as shapes, counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         try:
             model(images)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise models.too_small(knobs, image_size, error) from error
+        except REFUSALS as error:
+            raise TinlabError(
+                f"{knobs.name} cannot be counted from shapes alone ({reason(error)})"
+            ) from error
     return Summary(
         image_size=image_size,
         parameters=sum(p.numel() for p in model.parameters()),

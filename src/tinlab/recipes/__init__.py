@@ -8,12 +8,14 @@ from pathlib import Path
 
 from tinlab.errors import TinlabError
 from tinlab.recipe import Recipe, read_recipe
-from tinlab.recipes import demo, fast, sun
+from tinlab.recipes import demo, fast, ma, sun
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo.demo,
     "fast_cpu": fast.fast_cpu,
     "sun_vanilla": sun.sun_vanilla,
+    "ma_overfit": ma.ma_overfit,
+    "ma_overfit_failing": ma.ma_overfit_failing,
 }
 
 

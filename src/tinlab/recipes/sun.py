@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from tinlab.recipe import Compute, Data, Model, Optimizer, Paper, Provenance, Recipe, Schedule
+from tinlab.recipe import Compute, Data, Model, Optimizer, Paper, Recipe, Schedule
+from tinlab.recipes.provenance import assumed, inferred, stated
 
 TITLE = "ResNet on Tiny ImageNet"
-
-
-def _stated(why: str) -> Provenance:
-    return Provenance(kind="stated", why=why)
-
-
-def _inferred(why: str) -> Provenance:
-    return Provenance(kind="inferred", why=why)
-
-
-def _assumed(why: str) -> Provenance:
-    return Provenance(kind="assumed", why=why)
 
 
 def sun_vanilla() -> Recipe:
@@ -35,23 +24,23 @@ def sun_vanilla() -> Recipe:
             reported={"val_top1_percent": 52.0, "test_top1_percent": 51.0},
         ),
         provenance={
-            "data.train_split": _stated("section 3.1: 100,000 training images"),
-            "data.normalise": _inferred("the mean is first subtracted in the improved model (section 5.2)"),
-            "augment": _inferred("flipping is first named for the improved model (section 5.2)"),
-            "model.name": _stated("section 4: ResNet-34"),
-            "model.stem": _assumed(
+            "data.train_split": stated("section 3.1: 100,000 training images"),
+            "data.normalise": inferred("the mean is first subtracted in the improved model (section 5.2)"),
+            "augment": inferred("flipping is first named for the improved model (section 5.2)"),
+            "model.name": stated("section 4: ResNet-34"),
+            "model.stem": assumed(
                 "section 4 points to the table of He et al., which has 7x7/2 and max pool; 2.45 s an "
                 "iteration on a K80 would also fit a stem that keeps the resolution"
             ),
-            "optimizer.name": _assumed("the report names none; SGD is He et al.'s"),
-            "optimizer.peak_lr": _assumed("0.1 is He et al.'s"),
-            "optimizer.momentum": _assumed("0.9 is He et al.'s"),
-            "optimizer.weight_decay": _assumed("1e-4 is He et al.'s"),
-            "schedule.batch_size": _stated("section 3.1: 1,000 mini-batches of 100"),
-            "schedule.steps": _stated("section 4: 15,000 iterations"),
-            "schedule.milestone_steps": _stated("section 4: annealed at iteration 10,000"),
-            "schedule.factor": _assumed("a tenth is He et al.'s"),
-            "compute.precision": _assumed("TensorFlow on a K80 computed in float32; bf16 is ours"),
+            "optimizer.name": assumed("the report names none; SGD is He et al.'s"),
+            "optimizer.peak_lr": assumed("0.1 is He et al.'s"),
+            "optimizer.momentum": assumed("0.9 is He et al.'s"),
+            "optimizer.weight_decay": assumed("1e-4 is He et al.'s"),
+            "schedule.batch_size": stated("section 3.1: 1,000 mini-batches of 100"),
+            "schedule.steps": stated("section 4: 15,000 iterations"),
+            "schedule.milestone_steps": stated("section 4: annealed at iteration 10,000"),
+            "schedule.factor": assumed("a tenth is He et al.'s"),
+            "compute.precision": assumed("TensorFlow on a K80 computed in float32; bf16 is ours"),
         },
         data=Data(train_split="train+tune", normalise="scale"),
         model=Model(name="resnet34", stem="imagenet"),

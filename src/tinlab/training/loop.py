@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,6 +88,7 @@ def train(
     signal, Diverged when the loss is not finite, TinlabError for a recipe that does not fit the pack.
     """
     recipe_fits(recipe, pack)
+    models.find_weights(recipe.model, pack.info.image_size)  # what is missing is told before a run is made
     chosen = resolve_device(device)
     run = runs.create(out, recipe, seed, pack, preprocessing(recipe, pack))
     return _go(run, pack, chosen, checkpoint_seconds, watch, started)
@@ -162,7 +163,9 @@ def _train(
     model = models.build(recipe.model, len(run.classes), image_size=shown.image_size)
     last = checkpoint.latest(run.path)
     if last is None:
-        models.begin(model, recipe.model, policy.normalise(batches.at(0).images))
+        loaded = models.begin(model, recipe.model, policy.normalise(batches.at(0).images))
+        if loaded is not None:
+            write_json(run.path / "environment.json", {**run.environment, "weights": asdict(loaded)})
     model = place(model, recipe.compute, device)
     updater = optimizer.build(recipe.optimizer, model)
     # What is compiled is a second face of the same weights: saving and measuring go through the raw module.
@@ -310,7 +313,12 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
     needed = {"val", "train", "tune"}
     if missing := sorted(needed - set(pack.splits)):
         raise TinlabError(f"{pack.path} has no split '{missing[0]}', which training needs; pack again")
-    models.check(recipe.model)
+    models.check(
+        recipe.model,
+        len(pack.info.classes),
+        image_size=pack.info.image_size,
+        train_sizes=recipe.data.image_sizes,
+    )
     for name in ("val", "tune"):
         split = pack.split(name)
         if not split.labelled:
