@@ -47,18 +47,17 @@ SHAPES = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_parameters_and_multiplications_counted_by_hand(name):
     width, convolutions, attentions = SHAPES[name]
-    parameters = 3 * 9 * width + width + 2 * width  # 3x3 from three colours, biases; layer norm
+    parameters = 3 * 9 * width + 2 * width  # 3x3 from three colours; batch norm
     products = 3 * 9 * width * 32 * 32
     for stage, count in enumerate(convolutions):
         c, places = width * 2**stage, (32 // 2**stage) ** 2
         if stage > 0:
             half = c // 2
-            parameters += 2 * half + 9 * half * c + c  # layer norm; 3x3 and biases
+            parameters += 2 * half + 9 * half * c + c  # batch norm; 3x3 and biases
             products += 9 * half * c * places
         depthwise, mlp = 9 * c, 2 * c * 4 * c
-        # Besides: biases of the depthwise convolution, layer norm, biases of the mlp, global response norm,
-        # scale.
-        parameters += count * (depthwise + mlp + c + 2 * c + (4 * c + c) + 2 * 4 * c + c)
+        # Besides: batch norm, biases of the mlp, global response norm, scale.
+        parameters += count * (depthwise + mlp + 2 * c + (4 * c + c) + 2 * 4 * c + c)
         products += count * (depthwise + mlp) * places
         if stage == 2:
             projections = 4 * c * c  # query, key, value and the one after; all heads together are c wide
@@ -147,8 +146,17 @@ def test_the_mlp_is_timms():
 def test_a_convolution_block_is_timms_convnext_block():
     torch.manual_seed(0)
     (ours,) = convolution_block(6, KNOBS, iter([1.0]))
-    theirs = timm_convnext.ConvNeXtBlock(6, kernel_size=3, use_grn=True, ls_init_value=0.1)
+    theirs = timm_convnext.ConvNeXtBlock(
+        6,
+        kernel_size=3,
+        conv_mlp=True,
+        conv_bias=False,
+        use_grn=True,
+        ls_init_value=0.1,
+        norm_layer=nn.BatchNorm2d,
+    )
     nn.init.normal_(ours.branch.mlp.grn.weight)
+    nn.init.normal_(ours.branch.norm.bias)
     renamed = {
         "gamma": "scale",
         "conv_dw": "branch.depthwise",
@@ -158,11 +166,16 @@ def test_a_convolution_block_is_timms_convnext_block():
         "mlp.fc2": "branch.mlp.project",
     }
     values = ours.state_dict()
-    for name in theirs.state_dict():
+    assert len(theirs.state_dict()) == len(values)
+    for name, value in theirs.state_dict().items():
         layer = name if name in renamed else name.rpartition(".")[0]
-        theirs.state_dict()[name].copy_(values[name.replace(layer, renamed[layer], 1)])
+        value.copy_(values[name.replace(layer, renamed[layer], 1)].view_as(value))
     x = torch.randn(2, 6, 8, 8)
-    assert torch.allclose(ours(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), theirs(x), atol=1e-5)
+    for training in (True, False):
+        ours.train(training)
+        theirs.train(training)
+        y = ours(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        assert torch.allclose(y, theirs(x), atol=1e-5)
 
 
 def test_attention_is_torchs_where_the_convolution_is_zero():
@@ -260,7 +273,7 @@ def test_weights_are_drawn_as_stated():
         layer = model.get_submodule(name)
         # 576 values at the least: the standard error of their variance is 4%.
         assert layer.weight.var().item() == pytest.approx(variance, rel=0.15), name
-        assert layer.bias.abs().max() == 0, name
+        assert layer.bias is None or layer.bias.abs().max() == 0, name
         assert layer.weight.abs().max() <= 2.3 * math.sqrt(variance), name
 
 

@@ -7,18 +7,21 @@ It follows nobody's paper as a whole. What it takes, and from where:
   small images (facebookresearch/ConvNeXt, issue 58). CPolyNeXt-LR, with 74.0% the best result from scratch
   that we know of, has three stages of widths 72, 144 and 288, at 64, 32 and 16 pixels (jjwang8/PolyNeXt,
   model.py): the stem `small` gives those resolutions, for four times the arithmetic.
-- Blocks as in ConvNeXt (Liu et al., CVPR 2022): depthwise convolution, layer norm, and four times the
-  channels between two pointwise convolutions. They are kept channels last, pointwise convolutions being
-  linear layers. Layer norm and not batch norm: a sample then does not see which others share its subset of
-  the batch (stochastic depth), and images may grow during training. Its accuracy is that of batch norm or a
-  little better (Liu et al., section 2.6).
+- Blocks as in ConvNeXt (Liu et al., CVPR 2022): depthwise convolution, norm, and four times the channels
+  between two pointwise convolutions. They are kept channels last, pointwise convolutions being linear
+  layers.
+- Batch norm in the blocks of convolution, where ConvNeXt has layer norm, and layer norm in those of
+  attention, as in CoAtNet. ConvNeXt ends as well with either (Liu et al., section 2.6); this network begins
+  faster with batch norm: after 250 steps of 64 images of 50 classes at 32 pixels, width 20, val loss 3.37
+  against 3.56 with layer norm throughout, one run each. With stochastic depth the statistics are those of
+  the samples that survive.
 - Global response norm between the two (Woo et al., "ConvNeXt V2", CVPR 2023), in place of squeeze and
   excite: it has no layers of its own.
-- Attention in the last stage alone, among its 64 tokens: convolutions first and attention last generalises
-  best where data are few (Dai et al., "CoAtNet", NeurIPS 2021), also on Tiny ImageNet and CIFAR-100 (Dagli,
-  "Astroformer", 2023), and at equal size beats convolutions throughout (CAFormer against ConvFormer in Yu et
-  al., "MetaFormer Baselines for Vision", 2024; APolyNeXt against CPolyNeXt in Wang et al., ICML 2026). 64
-  tokens cost less in attention than in the linear layers around it.
+- Attention in the last stage alone, among its 64 tokens: convolutions first and attention last generalise as
+  well as convolutions throughout, and hold more (Dai et al., "CoAtNet", NeurIPS 2021, section 2.2); Dagli
+  ("Astroformer", 2023) takes that for small data sets, Tiny ImageNet among them. At equal size they do better
+  on ImageNet: CAFormer than ConvFormer (Yu et al., "MetaFormer Baselines for Vision", 2024), APolyNeXt than
+  CPolyNeXt (Wang et al., ICML 2026). 64 tokens cost less in attention than in the linear layers around it.
 - Where a token is, attention learns from a depthwise convolution of the values, added to its output (Dong et
   al., "CSWin Transformer", CVPR 2022, LePE): that fits images of any size.
 - A scale for each channel of a branch, which starts at 0.1 (Touvron et al., "Going deeper with Image
@@ -68,6 +71,13 @@ TRUNCATED_STD = 0.87962566103423978
 """Standard deviation of a standard normal cut off at -2 and 2."""
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Over samples and places, of channels-last values: (B, H, W, C) -> (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class LayerNorm(nn.LayerNorm):
     """Over channels, (B, …, C) -> (B, …, C), with ConvNeXt's epsilon."""
 
@@ -82,9 +92,9 @@ class Convolution(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def depthwise(channels: int) -> Convolution:
+def depthwise(channels: int, *, bias: bool) -> Convolution:
     """A 3x3 convolution of each channel on its own, which keeps the resolution."""
-    return Convolution(channels, channels, 3, padding=1, groups=channels)
+    return Convolution(channels, channels, 3, padding=1, groups=channels, bias=bias)
 
 
 class GlobalResponseNorm(nn.Module):
@@ -131,7 +141,7 @@ class Attention(nn.Module):
         inner = self.heads * HEAD_CHANNELS
         self.query_key = nn.Linear(channels, 2 * inner)
         self.value = nn.Linear(channels, inner)
-        self.local = depthwise(inner)
+        self.local = depthwise(inner, bias=True)
         self.project = nn.Linear(inner, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,8 +190,9 @@ class Residual(nn.Module):
 
 
 def convolution_block(channels: int, knobs: recipe.Model, survival: Iterator[float]) -> list[Residual]:
-    """ConvNeXt's block, which is one residual branch."""
-    layers = {"depthwise": depthwise(channels), "norm": LayerNorm(channels), "mlp": Mlp(channels, knobs)}
+    """ConvNeXt's block, with a batch norm, which is one residual branch."""
+    mix = depthwise(channels, bias=False)
+    layers = {"depthwise": mix, "norm": BatchNorm(channels), "mlp": Mlp(channels, knobs)}
     return [Residual(channels, next(survival), **layers)]
 
 
@@ -210,14 +221,14 @@ class TriNeXt(nn.Module):
         survival = iter(survival_probabilities(branches, knobs.final_survival))
         side, stride, padding = STEMS[knobs.stem]
         channels = knobs.width
-        self.stem = nn.Conv2d(3, channels, side, stride, padding)
-        self.stem_norm = LayerNorm(channels)
+        self.stem = nn.Conv2d(3, channels, side, stride, padding, bias=False)
+        self.stem_norm = BatchNorm(channels)
         self.stages = nn.ModuleList()
         self.downsamplings = nn.ModuleList()
         for stage, (count, maker) in enumerate(zip(blocks, makers, strict=True)):
             if stage > 0:
                 down = Convolution(channels, 2 * channels, 3, stride=2, padding=1)
-                self.downsamplings.append(nn.Sequential(LayerNorm(channels), down))
+                self.downsamplings.append(nn.Sequential(BatchNorm(channels), down))
                 channels *= 2
             residuals = [residual for _ in range(count) for residual in maker(channels, knobs, survival)]
             self.stages.append(nn.ModuleList(residuals))
@@ -253,8 +264,8 @@ class TriNeXt(nn.Module):
                 std = 0.02 if module is self.head else math.sqrt(1 / fan_in)
                 nn.init.trunc_normal_(module.weight, std=1.0)
                 module.weight.mul_(std / TRUNCATED_STD)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def _build(blocks: tuple[int, int, int], attention: bool, knobs: recipe.Model, classes: int) -> TriNeXt:
@@ -288,7 +299,7 @@ NETWORKS = {
         (3, 5, 5), 64, "TriNeXt: 3 and 5 blocks of convolution, 5 of attention; 5.2 million parameters"
     ),
     "trinext_large": network(
-        (3, 6, 5), 96, "TriNeXt: 3 and 6 blocks of convolution, 5 of attention; 11.9 million parameters"
+        (3, 6, 5), 96, "TriNeXt: 3 and 6 blocks of convolution, 5 of attention; 11.8 million parameters"
     ),
     "trinext_conv": network(
         (3, 6, 7),
