@@ -15,8 +15,8 @@ It follows nobody's paper as a whole. What it takes, and from where:
   faster with batch norm: after 250 steps of 64 images of 50 classes at 32 pixels, width 20, val loss 3.37
   against 3.56 with layer norm throughout, one run each. With stochastic depth the statistics are those of
   the samples that survive.
-- Global response norm between the two (Woo et al., "ConvNeXt V2", CVPR 2023), in place of squeeze and
-  excite: it has no layers of its own.
+- Global response norm between the pointwise convolutions (Woo et al., "ConvNeXt V2", CVPR 2023), and not
+  squeeze and excite: it has no layers of its own.
 - Attention in the last stage alone, among its 64 tokens: convolutions first and attention last generalise as
   well as convolutions throughout, and hold more (Dai et al., "CoAtNet", NeurIPS 2021, section 2.2); Dagli
   ("Astroformer", 2023) takes that for small data sets, Tiny ImageNet among them. At equal size they do better
