@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tinlab import recipe
 from tinlab.errors import TinlabError
-from tinlab.models import resnet, shcherbina, standard, weights, yu, zoo
+from tinlab.models import resnet, shcherbina, standard, trinext, weights, yu, zoo
 from tinlab.models.dropconnect import add_dropconnect
 from tinlab.models.fits import fits
 from tinlab.models.initialise import initialise
@@ -23,6 +23,7 @@ MODELS: dict[str, Network] = {
     **yu.NETWORKS,
     **shcherbina.NETWORKS,
     **standard.NETWORKS,
+    **trinext.NETWORKS,
 }
 
 

@@ -43,7 +43,7 @@ class State:
     window_correct: int = 0
     window_images: int = 0
     window_seconds: float = 0.0
-    blocks_run: int = 0
+    blocks_run: float = 0.0
     depth_steps: int = 0
 
 
