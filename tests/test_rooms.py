@@ -12,7 +12,7 @@ ORDER = [
     "errors", "files", "tuning", "recipe",
     "data", "augment", "models", "recipes",
     "compute", "runs", "evaluation", "training",
-    "classifier", "evaluating", "results", "report", "demo", "terminal", "cli", "__main__",
+    "classifier", "evaluating", "results", "report", "study", "demo", "terminal", "cli", "__main__",
 ]  # fmt: skip
 """source -> pack -> batches -> augment -> model -> predict -> metrics -> step -> checkpoint -> report."""
 

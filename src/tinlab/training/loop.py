@@ -78,20 +78,22 @@ def train(
     seed: int = 0,
     device: str = "auto",
     checkpoint_seconds: float = 300,
+    final_split: str = "val",
     watch: Watcher | None = None,
     started: Callable[[Run], None] | None = None,
 ) -> Run:
-    """Train `recipe` on `pack` in a new run folder inside `out`, and measure it on `val`.
+    """Train `recipe` on `pack` in a new run folder inside `out`, and measure it on `final_split`.
 
     A checkpoint is written every `checkpoint_seconds` (0: after every step) and at the end. `started` is
-    told the run once its folder is there; `watch` is told the progress. Raises TrainingStopped after a
+    told the run once its folder is there; `watch` is told the progress. What selects, such as a search,
+    measures on `tune` in the end, so that it never looks at `val`. Raises TrainingStopped after a
     signal, Diverged when the loss is not finite, TinlabError for a recipe that does not fit the pack.
     """
     recipe_fits(recipe, pack)
     models.find_weights(recipe.model, pack.info.image_size)  # what is missing is told before a run is made
     chosen = resolve_device(device)
     run = runs.create(out, recipe, seed, pack, preprocessing(recipe, pack))
-    return _go(run, pack, chosen, checkpoint_seconds, watch, started)
+    return _go(run, pack, chosen, checkpoint_seconds, final_split, watch, started)
 
 
 def resume(
@@ -100,6 +102,7 @@ def resume(
     pack: Pack | None = None,
     device: str = "auto",
     checkpoint_seconds: float = 300,
+    final_split: str = "val",
     watch: Watcher | None = None,
     started: Callable[[Run], None] | None = None,
 ) -> Run:
@@ -115,7 +118,7 @@ def resume(
             f"{pack.path} is not the pack that {path} was trained on (digest {pack.digest[:12]}, not "
             f"{run.pack_digest[:12]}); name that one with --data"
         )
-    return _go(run, pack, resolve_device(device), checkpoint_seconds, watch, started)
+    return _go(run, pack, resolve_device(device), checkpoint_seconds, final_split, watch, started)
 
 
 def _go(
@@ -123,6 +126,7 @@ def _go(
     pack: Pack,
     device: torch.device,
     checkpoint_seconds: float,
+    final_split: str,
     watch: Watcher | None,
     started: Callable[[Run], None] | None,
 ) -> Run:
@@ -134,7 +138,7 @@ def _go(
             if before := run.environment:
                 environment = {**before, "resumed": [*before.get("resumed", []), environment]}
             write_json(run.path / "environment.json", environment)
-            _train(run, pack, device, checkpoint_seconds, watch, stop)
+            _train(run, pack, device, checkpoint_seconds, final_split, watch, stop)
     return run
 
 
@@ -143,6 +147,7 @@ def _train(
     pack: Pack,
     device: torch.device,
     checkpoint_seconds: float,
+    final_split: str,
     watch: Watcher | None,
     stop: StopRequest,
 ) -> None:
@@ -251,13 +256,13 @@ def _train(
                 raise TrainingStopped(run.path, state.step, total_steps, stop.signal_number)
 
         about = {"step": str(state.step)}
-        final = predict_split(model, shown, pack.split("val"), recipe.compute, device, about)
-        final.save(run.path / "predictions" / "val.safetensors")
+        final = predict_split(model, shown, pack.split(final_split), recipe.compute, device, about)
+        final.save(run.path / "predictions" / f"{final_split}.safetensors")
         measured = measure(final.logits, final.labels)
         if not curves.measured(state.step):
-            curves.add(_eval_point(state, steps_per_epoch, "val", measured))
+            curves.add(_eval_point(state, steps_per_epoch, final_split, measured))
     state.elapsed_seconds = elapsed_before + time.perf_counter() - began
-    result = _result(run, state, steps_per_epoch, measured, model, len(rows))
+    result = _result(run, state, steps_per_epoch, final_split, measured, model, len(rows))
     write_json(run.path / "result.json", {**result, **depth.found(state)})
 
 
@@ -470,6 +475,7 @@ def _result(
     run: Run,
     state: checkpoint.State,
     steps_per_epoch: float,
+    final_split: str,
     measured: Metrics,
     model: nn.Module,
     images: int,
@@ -478,7 +484,7 @@ def _result(
         "recipe": run.recipe.name,
         "recipe_digest": run.recipe.digest,
         "seed": run.seed,
-        "split": "val",
+        "split": final_split,
         "top1_percent": measured.top1_percent,
         "top5_percent": measured.top5_percent,
         "loss": measured.loss,
