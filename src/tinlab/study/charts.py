@@ -32,7 +32,7 @@ def study_chart(lines: Sequence[Line], title: str) -> Figure:
         if low is not None and high is not None:
             axes.plot([low, high], [place, place], color=ACCENT, linewidth=5, alpha=0.22, zorder=2)
         values = list(line.values.values())
-        axes.plot(values, [place] * len(values), "o", color=MUTED, markersize=4, alpha=0.8, zorder=3)
+        axes.plot(values, _apart(place, len(values)), "o", color=MUTED, markersize=4, alpha=0.8, zorder=3)
         axes.plot([found.mean], [place], "|", color=ACCENT, markersize=17, markeredgewidth=2.4, zorder=4)
         axes.annotate(
             f"{found.mean:.2f}",
@@ -140,6 +140,11 @@ def _plain(axes: Axes) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
+
+
+def _apart(place: int, count: int) -> list[float]:
+    """Heights around `place`, so that equal values are seen as several."""
+    return [place + 0.12 * (2 * i / (count - 1) - 1) if count > 1 else place for i in range(count)]
 
 
 def _cut(name: str, most: int = 44) -> str:

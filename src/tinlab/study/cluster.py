@@ -7,6 +7,8 @@ and they go on from their checkpoints.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -103,6 +105,8 @@ def _ray() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    # ray.init takes the signals for itself; here they are a wish to stop, granted by the loop.
+    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address == "local":
             ray.init(
@@ -117,6 +121,10 @@ def _connect(ray: Any, address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TinlabError(f"--cluster {address}: no Ray cluster answers there ({reason})") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in ours.items():
+                signal.signal(number, handler)
 
 
 def _check_nodes(ray: Any, cpus: int, gpus: float) -> None:

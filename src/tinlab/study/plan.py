@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,10 +67,12 @@ def resolved(study: Study, find: Any = recipes.find) -> Study:
     same name.
     """
     found: list[Recipe] = []
+    # What is the same for all of them says nothing in a name.
+    naming = {path for path, values in study.grid.items() if len(values) > 1} or set(study.grid)
     for given in study.recipes:
         base = find(given) if isinstance(given, str) else given
         for combination in itertools.product(*study.grid.values()):
-            found.append(varied(base, dict(zip(study.grid, combination, strict=True))))
+            found.append(varied(base, dict(zip(study.grid, combination, strict=True)), naming))
     seen: dict[str, Recipe] = {}
     for recipe in found:
         if seen.setdefault(recipe.name, recipe) != recipe:
@@ -80,14 +82,14 @@ def resolved(study: Study, find: Any = recipes.find) -> Study:
     return study.model_copy(update={"recipes": tuple(seen.values()), "grid": {}})
 
 
-def varied(base: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """`base` with fields set to `values`, named after them: tiny, {"optimizer.peak_lr": 0.1} ->
+def varied(base: Recipe, values: Mapping[str, Any], naming: Collection[str]) -> Recipe:
+    """`base` with fields set to `values`, named after those in `naming`: tiny, {"optimizer.peak_lr": 0.1} ->
     tiny-peak_lr-0.1."""
     if not values:
         return base
     texts = {path: _text(value) for path, value in values.items()}
     recipe = changed(base, [f"{path}={text}" for path, text in texts.items()])
-    words = [f"{path.rpartition('.')[2]}-{text}" for path, text in texts.items()]
+    words = [f"{path.rpartition('.')[2]}-{text}" for path, text in texts.items() if path in naming]
     summary = ", ".join(f"{path}={text}" for path, text in texts.items())
     name = file_name("-".join([base.name, *words]))
     return recipe.model_copy(update={"name": name, "summary": f"{base.name} with {summary}"})

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +170,9 @@ class _Worker:
                 job.attempt.stop()
 
     def _begin(self, slot: int, gpus: list[str]) -> None:
-        trial = self._study.ask(self._distributions)
+        with _quiet():
+            trial = self._study.ask(self._distributions)
+        self._study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
         # A trial that takes over another's values takes over its run too, by its name.
         origin = int(trial.user_attrs.get("origin", trial.number))
         try:
@@ -272,7 +274,7 @@ class _Job:
     metrics: Path | None = None
     reported: int = 0
     pruned: bool = False
-    heard_at: float = -HEARTBEAT_SECONDS
+    heard_at: float = field(default_factory=time.monotonic)
     read_at: float = 0.0
 
 
@@ -369,8 +371,10 @@ def _open(optuna: Any, name: str, url: str, pruning: str) -> optuna.Study:
                 load_if_exists=True,
             )
     except (ImportError, ValueError, RuntimeError, sqlalchemy.exc.SQLAlchemyError) as error:
-        cause = getattr(error, "orig", None) or error
+        cause = getattr(error, "orig", None) or error.__cause__ or error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        if isinstance(error, ImportError):
+            reason += "; install the driver, for PostgreSQL: pip install 'psycopg[binary]'"
         raise TinlabError(f"--storage {hidden(url)} cannot be used: {reason}") from error
 
 
