@@ -83,6 +83,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_pruned(tiny_recipe, settings, 
     assert 0 < run.metrics()[-1]["step"] < 5000
 
 
+@pytest.mark.filterwarnings("ignore")  # Optuna calls heartbeats experimental
 def test_a_silent_workers_trial_waits_for_another_with_its_run(tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(searching, "GRACE_SECONDS", 1)

@@ -179,7 +179,6 @@ def test_bad_input_is_one_sentence(case, recipe_file, shapes_pack, tmp_path, mon
     words, expected = BAD[case]
     if case == "no cluster there":
         pytest.importorskip("ray", reason="ray is not installed: pip install 'tinlab[cluster]'")
-        monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
     (tmp_path / "EMPTY").write_text('{"name": "x", "recipes": []}')
     given = [{"RECIPE": str(recipe_file)}.get(word, word) for word in words]
     if "--data" not in given:

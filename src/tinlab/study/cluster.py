@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ RETRIES = 5
 """How often a trial is begun anew after its machine or its worker died."""
 STORE_BYTES = 80 * 2**20
 """Ray's memory for shared objects, of which there are none: about the least that Ray takes."""
+REACH_SECONDS = 20
 STOP_FILE = "stop"
 """While the study's folder holds it, trials save and end."""
 
@@ -104,6 +106,13 @@ def _ray() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
+    if address not in ("local", "auto"):
+        # Ray itself asks for minutes before it gives up.
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+        except (OSError, ValueError) as error:
+            raise TinlabError(f"--cluster {address}: nothing answers there ({error})") from error
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     # ray.init takes the signals for itself; here they are a wish to stop, granted by the loop.
     ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -14,6 +14,7 @@ its trials are alive; those of one that no longer does are begun anew by another
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -43,6 +44,9 @@ WAIT_SECONDS = 60
 """How long a worker waits for another one that writes to the same SQLite file."""
 READ_SECONDS = 0.5
 """How often a run's points are read."""
+OPENINGS = 5
+"""How often a storage is opened whose tables another worker is making."""
+MADE_BY_ANOTHER = re.compile("already exists|unique|duplicate|locked", re.IGNORECASE)
 RETRIES = 3
 """How often a trial is begun anew after its worker died."""
 WORKED = "tinlab_worked"
@@ -343,39 +347,49 @@ def _open(optuna: Any, name: str, url: str, pruning: str) -> optuna.Study:
     import sqlalchemy.exc
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for attempt in range(OPENINGS):
+        try:
+            with _quiet():
+                return _opened(optuna, name, url, pruning)
+        except (ImportError, ValueError, RuntimeError, sqlalchemy.exc.SQLAlchemyError) as error:
+            # Two workers that find an empty storage both make its tables, and one of them comes too late.
+            if MADE_BY_ANOTHER.search(str(error)) and attempt + 1 < OPENINGS:
+                time.sleep(1)
+                continue
+            cause = getattr(error, "orig", None) or error.__cause__ or error
+            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+            if isinstance(error, ImportError):
+                reason += "; install the driver, for PostgreSQL: pip install 'psycopg[binary]'"
+            raise TinlabError(f"--storage {hidden(url)} cannot be used: {reason}") from error
+    raise AssertionError("unreachable")
+
+
+def _opened(optuna: Any, name: str, url: str, pruning: str) -> optuna.Study:
+    # A connection that the server closed meanwhile is opened anew.
     sqlite = url.startswith("sqlite:")
+    options = {"connect_args": {"timeout": WAIT_SECONDS}} if sqlite else {"pool_pre_ping": True}
+    storage = optuna.storages.RDBStorage(
+        url,
+        engine_kwargs=options,
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=GRACE_SECONDS,
+        heartbeat_stale_trial_callback=_take_over,
+    )
     pruners = {
         "median": optuna.pruners.MedianPruner,
         "hyperband": optuna.pruners.HyperbandPruner,
         "none": optuna.pruners.NopPruner,
     }
-    try:
-        with _quiet():
-            storage = optuna.storages.RDBStorage(
-                url,
-                # A connection that the server closed meanwhile is opened anew.
-                engine_kwargs={"connect_args": {"timeout": WAIT_SECONDS}}
-                if sqlite
-                else {"pool_pre_ping": True},
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=_take_over,
-            )
-            return optuna.create_study(
-                study_name=name,
-                storage=storage,
-                direction="maximize",
-                # Trials that run count as bad ones, so that workers side by side do not draw the same values.
-                sampler=optuna.samplers.TPESampler(constant_liar=True),
-                pruner=pruners[pruning](),
-                load_if_exists=True,
-            )
-    except (ImportError, ValueError, RuntimeError, sqlalchemy.exc.SQLAlchemyError) as error:
-        cause = getattr(error, "orig", None) or error.__cause__ or error
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        if isinstance(error, ImportError):
-            reason += "; install the driver, for PostgreSQL: pip install 'psycopg[binary]'"
-        raise TinlabError(f"--storage {hidden(url)} cannot be used: {reason}") from error
+    study: optuna.Study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        direction="maximize",
+        # Trials that run count as bad ones, so that workers side by side do not draw the same values.
+        sampler=optuna.samplers.TPESampler(constant_liar=True),
+        pruner=pruners[pruning](),
+        load_if_exists=True,
+    )
+    return study
 
 
 def _take_over(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
