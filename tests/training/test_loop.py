@@ -186,3 +186,11 @@ def test_sizes_get_equal_shares(steps, sizes):
     if steps >= len(sizes):
         counts = [seen.count(size) for size in sizes]
         assert max(counts) - min(counts) <= 1
+
+
+def test_what_selects_measures_on_tune_and_never_looks_at_val(tiny_recipe, shapes_pack, tmp_path):
+    run = loop.train(tiny_recipe, shapes_pack, tmp_path, device="cpu", final_split="tune")
+    assert run.result["split"] == "tune"
+    assert run.result["images"] == len(shapes_pack.split("tune"))
+    assert [path.name for path in (run.path / "predictions").iterdir()] == ["tune.safetensors"]
+    assert {point["split"] for point in run.metrics() if point["kind"] == "eval"} == {"tune"}
