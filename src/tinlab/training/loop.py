@@ -88,7 +88,8 @@ def train(
     signal, Diverged when the loss is not finite, TinlabError for a recipe that does not fit the pack.
     """
     recipe_fits(recipe, pack)
-    models.find_weights(recipe.model, pack.info.image_size)  # what is missing is told before a run is made
+    # What is missing is told before there is a run.
+    models.check_weights(recipe.model, len(pack.info.classes), image_size=pack.info.image_size)
     chosen = resolve_device(device)
     run = runs.create(out, recipe, seed, pack, preprocessing(recipe, pack))
     return _go(run, pack, chosen, checkpoint_seconds, watch, started)
@@ -313,12 +314,9 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
     needed = {"val", "train", "tune"}
     if missing := sorted(needed - set(pack.splits)):
         raise TinlabError(f"{pack.path} has no split '{missing[0]}', which training needs; pack again")
-    models.check(
-        recipe.model,
-        len(pack.info.classes),
-        image_size=pack.info.image_size,
-        train_sizes=recipe.data.image_sizes,
-    )
+    classes, size = len(pack.info.classes), pack.info.image_size
+    models.check(recipe.model, classes, image_size=size, train_sizes=recipe.data.image_sizes)
+    Penalties(recipe.loss.penalties, models.sketch(recipe.model, classes, image_size=size))
     for name in ("val", "tune"):
         split = pack.split(name)
         if not split.labelled:
