@@ -33,3 +33,4 @@ bench: setup
 	$(BIN)/python benchmarks/pack.py
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/tuning.py
+	$(BIN)/python benchmarks/depth.py

@@ -81,7 +81,6 @@ def train(
     from tinlab import recipes
     from tinlab.data.pack import Pack
     from tinlab.data.places import open_data
-    from tinlab.recipe import changed
     from tinlab.training import loop
 
     if (recipe is None) == (resume is None):
@@ -101,7 +100,9 @@ def train(
             )
     else:
         assert recipe is not None
-        chosen = changed(recipes.find(recipe), set or [])
+        chosen, foreign = recipes.with_changes(recipes.find(recipe), set or [])
+        if foreign:
+            terminal.say(f"left out, as {chosen.model.name} has none: {', '.join(foreign)}")
         with terminal.counting("pack the images") as count:
             pack = open_data(data, progress=count)
         with terminal.training() as watch:
@@ -330,8 +331,14 @@ def list_models(
         row["options"] = {n: getattr(network.resolve(knobs), n) for n in network.options}
         if speed:
             terminal.say(f"timing {key}")
-            rate = images_per_second(knobs, classes, image_size, device=chosen, batch_size=batch_size)
-            row["train_images_per_second"] = round(rate, 1)
+            try:
+                rate = images_per_second(knobs, classes, image_size, device=chosen, batch_size=batch_size)
+                row["train_images_per_second"] = round(rate, 1)
+            except TinlabError as error:
+                if name:
+                    raise
+                terminal.say(str(error))
+                row["train_images_per_second"] = None
         rows.append(row)
     if json:
         terminal.show_json(rows[0] if name else [{k: v for k, v in r.items() if k != "layers"} for r in rows])
@@ -351,7 +358,7 @@ def list_models(
                 f"{r['parameters'] / 1e6:,.2f} M",
                 f"{r['multiply_adds'] / 1e6:,.0f} M",
                 f"{r['activation_bytes'] / 1e6:.2f} MB",
-                *([f"{r['train_images_per_second']:,.0f}"] if speed else []),
+                *([_count(r["train_images_per_second"])] if speed else []),
             )
             for r in rows
         ],
@@ -525,6 +532,10 @@ def _show_metrics(measured: Any, split: str) -> None:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}%"
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
 
 
 def main() -> None:

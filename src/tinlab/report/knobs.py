@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
+from tinlab import models
+from tinlab.errors import TinlabError
+from tinlab.recipe import Model
+
 PROSE = ("name", "summary", "notes", "paper", "provenance")
 """Fields that the page words elsewhere."""
 
@@ -41,6 +47,19 @@ def knob_groups(recipe: dict[str, Any]) -> list[KnobGroup]:
         else:
             other.append(Knob(_label(name), shown(value), *_source(sources, name)))
     return [*groups, KnobGroup("other", tuple(other))] if other else groups
+
+
+def with_own_values(recipe: dict[str, Any]) -> dict[str, Any]:
+    """`recipe` with the network's own values where its model part says None, and without what it lacks.
+
+    A recipe that names a network that is not there any more comes back as it is.
+    """
+    try:
+        knobs = Model.model_validate(recipe.get("model"))
+        resolved = models.find(knobs.name).resolve(knobs).model_dump(mode="json")
+    except (TinlabError, ValidationError):
+        return recipe
+    return {**recipe, "model": {name: value for name, value in resolved.items() if value not in (None, [])}}
 
 
 def provenance_counts(recipe: dict[str, Any]) -> dict[str, int]:

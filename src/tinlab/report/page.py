@@ -19,7 +19,7 @@ from tinlab.files import write_text
 from tinlab.report import wording
 from tinlab.report.examples import Examples, matching_split
 from tinlab.report.figures import Series, line_chart, reliability_chart, sorted_bars, thinned
-from tinlab.report.knobs import knob_groups, provenance_counts, shown
+from tinlab.report.knobs import knob_groups, provenance_counts, shown, with_own_values
 from tinlab.report.record import Point, RunRecord, number, read_run
 
 HERE = Path(__file__).parent
@@ -112,7 +112,7 @@ def _content(record: RunRecord, pack: Pack | None) -> dict[str, Any]:
         "points": record.held_out,
         "gap": wording.gap_sentence(record),
         "comparison": _comparison(record, metrics),
-        "groups": knob_groups(record.recipe),
+        "groups": knob_groups(with_own_values(record.recipe)),
         "provenance": provenance_counts(record.recipe),
         "predictions": record.predictions,
         "metrics": metrics,
