@@ -16,8 +16,8 @@ from tinlab.files import write_text
 COLUMNS = (
     "recipe", "recipe_digest", "seed", "split", "top1_percent", "top1_low_percent", "top1_high_percent",
     "top5_percent", "loss", "train_top1_percent", "train_images", "steps", "epochs", "train_minutes",
-    "images_per_second", "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind", "content_digest",
-    "finished_at",
+    "images_per_second", "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind",
+    "content_digest", "finished_at",
 )  # fmt: skip
 """The bounds are the 95% bootstrap interval over the images; the training accuracy is that of the last pass
 over the data, as it was trained, augmented and in training mode; minutes are those of the steps alone; the
