@@ -16,7 +16,8 @@ def test_every_recipe_names_a_network_that_takes_its_images(name):
 def test_a_papers_recipe_says_where_its_values_come_from(name):
     recipe = recipes.find(name)
     fields = recipe.model_dump()
-    for path in ("model.name", "optimizer.peak_lr", "schedule.batch_size", "schedule.steps"):
+    length = "schedule.steps" if recipe.schedule.steps else "schedule.epochs"
+    for path in ("model.name", "optimizer.peak_lr", "schedule.batch_size", length):
         group, field = path.split(".")
         assert fields[group][field] is not None
         assert recipe.provenance[path].why

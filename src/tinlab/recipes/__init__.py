@@ -10,7 +10,7 @@ from tinlab import models
 from tinlab.errors import TinlabError
 from tinlab.models.network import EVERYWHERE
 from tinlab.recipe import Model, Recipe, changed, read_recipe
-from tinlab.recipes import demo, fast, ma, sun
+from tinlab.recipes import demo, fast, ma, sun, yu
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo.demo,
@@ -18,6 +18,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "sun_vanilla": sun.sun_vanilla,
     "ma_overfit": ma.ma_overfit,
     "ma_overfit_failing": ma.ma_overfit_failing,
+    "yu_resnet20": yu.yu_resnet20,
 }
 
 
