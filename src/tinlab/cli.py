@@ -124,6 +124,11 @@ def train(
         f"{result['split']}: top-1 {result['top1_percent']:.2f}%, top-5 {result['top5_percent']:.2f}%, "
         f"loss {result['loss']:.4f}, {result['train_seconds'] / 60:.1f} minutes of training"
     )
+    if "measured_blocks" in result:
+        print(
+            f"depth: {result['measured_blocks']:.2f} of {result['blocks']} blocks ran in a step on average, "
+            f"{result['expected_blocks']:.2f} expected"
+        )
     print(f"run: {run.path}")
     print(f"next: tinlab report {run.path}")
 

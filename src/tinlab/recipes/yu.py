@@ -1,4 +1,4 @@
-"""Hujia Yu, "Convolutional Neural Networks for Tiny ImageNet Classification", Stanford CS231n poster, 2017."""
+"""Hujia Yu, "Convolutional Neural Networks for Tiny ImageNet Classification", Stanford CS231n poster."""
 
 from __future__ import annotations
 

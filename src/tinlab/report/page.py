@@ -192,6 +192,10 @@ def _tiles(record: RunRecord, metrics: Metrics | None) -> list[tuple[str, str, s
     if parameters is not None:
         short = f"{parameters / 1e6:.2f} M" if parameters >= 1e6 else f"{parameters / 1e3:.1f} k"
         tiles.append(("Parameters", short, f"{parameters:,.0f}"))
+    blocks, ran = number(result.get("blocks")), number(result.get("measured_blocks"))
+    expected = number(result.get("expected_blocks"))
+    if blocks is not None and ran is not None and expected is not None:
+        tiles.append(("Depth", f"{ran:.2f} of {blocks:.0f}", f"blocks a step; {expected:.2f} expected"))
     return tiles
 
 
