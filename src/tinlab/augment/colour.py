@@ -118,10 +118,10 @@ def _quarter_turn() -> Tensor:
 
 
 def multiply(planes: Tensor, matrix: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-    """The matrices and the normalisation in one multiplication, then the clamp.
+    """The matrices and the normalisation in one multiplication.
 
     float32 (B, 3, H, W) in 0..255 -> the same shape, normalised: `scale` * value + `shift`, each (3,).
-    `matrix` is (B, 4, 4), or None where only normalisation is left; the values then need no clamp.
+    `matrix` is (B, 4, 4), or None where only normalisation is left.
     """
     if matrix is None:
         return torch.addcmul(shift[:, None, None], planes, scale[:, None, None])
@@ -129,10 +129,11 @@ def multiply(planes: Tensor, matrix: Tensor | None, scale: Tensor, shift: Tensor
     linear = scale[:, None] * matrix[:, :3, :3]  # (B, 3, 3)
     constant = scale * matrix[:, :3, 3] + shift  # (B, 3)
     out = torch.baddbmm(constant[:, :, None], linear, planes.reshape(batch, channels, height * width))
-    return clamp(out.view(batch, channels, height, width), scale, shift)
+    return out.view(batch, channels, height, width)
 
 
-def clamp(planes: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Clamp normalised (B, 3, H, W), in place, to what black and white become."""
-    low, high = shift[:, None, None], (255 * scale + shift)[:, None, None]
-    return planes.clamp_(low, high)
+def clamp(planes: Tensor, limits: Sequence[Sequence[float]]) -> Tensor:
+    """Clamp each channel of (B, 3, H, W), in place, to its (low, high)."""
+    for channel, (low, high) in enumerate(limits):
+        planes[:, channel].clamp_(low, high)  # limits that are tensors take ten times as long on a CPU
+    return planes

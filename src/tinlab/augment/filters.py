@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def blur(planes: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of float32 (B, C, H, W) with `sigma` in pixels, (B,); 0 changes nothing.
+def blur(planes: Tensor, sigma: Tensor, most: float) -> Tensor:
+    """Gaussian blur of float32 (B, C, H, W) with `sigma` in pixels, (B,), none above `most`.
 
-    An image's rows and columns are each multiplied with a small matrix that holds the kernel, so that every
-    sigma costs the same. Outside lies the mirror image.
+    The kernel ends four times `most` from its middle. Outside lies the mirror image about the outermost
+    pixels. A sigma of 0 changes nothing.
     """
     batch, channels, height, width = planes.shape
-    across = _gaussian(sigma, width)  # (B, W, W)
-    x = torch.bmm(planes.reshape(batch, channels * height, width), across.transpose(1, 2))
-    x = x.view(batch, channels, height, width)
-    down = across if height == width else _gaussian(sigma, height)  # (B, H, H)
-    return torch.matmul(down[:, None], x)
+    radius = min(math.ceil(4 * most), height - 1, width - 1)
+    gaps = torch.arange(-radius, radius + 1, device=sigma.device)
+    kernel = torch.exp((-0.5 * (gaps / sigma.clamp(min=0.05)[:, None]).square()).clamp_(min=-50))
+    kernel /= kernel.sum(1, keepdim=True)  # (B, taps)
+    x = F.pad(planes, (radius, radius, radius, radius), mode="reflect")
+    x = x.view(batch, channels * (height + 2 * radius), width + 2 * radius)
+    x = torch.bmm(x, _band(kernel, width).transpose(1, 2)).view(batch, channels, height + 2 * radius, width)
+    return torch.matmul(_band(kernel, height)[:, None], x)
 
 
-def _gaussian(sigma: Tensor, length: int) -> Tensor:
-    """What each pixel gives to each along one axis, with mirrored edges: (B, length, length)."""
-    places = torch.arange(length, device=sigma.device, dtype=torch.float32)
-    gap = places[:, None] - places
-    gaps = torch.stack([gap, places[:, None] + places + 1, 2 * length - 1 - places[:, None] - places])
-    rate = -0.5 / sigma.clamp(min=0.05).square()
-    weights = torch.exp(rate[:, None, None, None] * gaps.square()).sum(1)  # (B, length, length)
-    return weights / weights.sum(2, keepdim=True)
+def _band(kernel: Tensor, length: int) -> Tensor:
+    """The kernels, (B, taps), at each of `length` places: (B, length, length + taps - 1)."""
+    taps = kernel.shape[1]
+    apart = F.pad(kernel, (length - 1, length - 1))  # (B, 2 * length + taps - 2)
+    return apart.unfold(1, length + taps - 1, 1).flip(1)
 
 
 def sharpen(planes: Tensor, factor: Tensor) -> Tensor:

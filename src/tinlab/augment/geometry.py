@@ -212,7 +212,7 @@ def warp(
     interpolation: str = "bilinear",
     bends: bool = False,
 ) -> Tensor:
-    """Apply any matrix: float32 (B, C, H, W) -> (B, C, size, size).
+    """Apply any matrix: uint8 or float32 (B, C, H, W) -> float32 (B, C, size, size).
 
     `matrix` is (B, 3, 3); where `bends` is false its third row is (0, 0, 1) (no perspective). `fill` is what
     lies outside: `reflect` (the mirror image and, beyond that, its outermost pixels), `edge`, or a colour a
@@ -230,7 +230,7 @@ def warp(
     out = sample(planes, x, y, fill == "reflect").view(batch, channels, size, size)
     if covered is not None:
         assert not isinstance(fill, str)
-        colour = planes.new_tensor(fill).view(1, -1, 1, 1)
+        colour = out.new_tensor(fill).view(1, -1, 1, 1)
         out = torch.lerp(colour, out, covered[:, None])
     return out
 
@@ -263,9 +263,13 @@ def _bilinear(planes: Tensor, x: Tensor, y: Tensor, _: bool) -> Tensor:
     x, y = x.sub_(left).view(batch, 1, -1), y.sub_(top).view(batch, 1, -1)  # how far to the next pixel
     index = top.mul_(width).add_(left).to(torch.int64).view(batch, 1, -1).expand(-1, channels, -1)
     flat = planes.reshape(batch, channels, height * width)
-    # The four neighbours are one index into four views of the same pixels.
-    upper = flat.gather(2, index).lerp_(flat[:, :, 1:].gather(2, index), x)
-    lower = flat[:, :, width:].gather(2, index).lerp_(flat[:, :, width + 1 :].gather(2, index), x)
+
+    def neighbour(step: int) -> Tensor:
+        # All four are one index into views of the same pixels; bytes are converted after they are gathered.
+        return flat[:, :, step:].gather(2, index).to(torch.float32)  # (B, C, size * size)
+
+    upper = neighbour(0).lerp_(neighbour(1), x)
+    lower = neighbour(width).lerp_(neighbour(width + 1), x)
     return upper.lerp_(lower, y)
 
 
@@ -288,7 +292,7 @@ def _bicubic(planes: Tensor, x: Tensor, y: Tensor, mirrored: bool) -> Tensor:
         return found
 
     across = taps(x, width)
-    out = flat.new_zeros(batch, channels, x[0].numel())
+    out = x.new_zeros(batch, channels, x[0].numel())
     for row, row_weight in taps(y, height):
         line = torch.zeros_like(out)
         for column, weight in across:
