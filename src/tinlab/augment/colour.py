@@ -34,26 +34,25 @@ def mean_colour(images: Tensor) -> Tensor:
     return rows.view(batch, width, channels).mean(1)
 
 
-def matrices(drawn: Sequence[Drawn], mean: Tensor | None) -> Tensor | None:
-    """The matrix of each image: float32 (B, 4, 4), or None where there is no colour operation.
+def matrices(drawn: Sequence[Drawn], mean: Tensor | None, samples: Tensor) -> Tensor | None:
+    """The matrix of each of `samples`: float32 (B, 4, 4), or None where there is no colour operation.
 
     `mean` is the images' mean colour, (B, 3), where `needs_mean`.
     """
     total = None
     for change in drawn:
         if isinstance(change.operation, COLOUR):
-            total = _apply(change, total, mean)
+            if total is None:
+                total = torch.eye(4, device=samples.device).expand(len(samples), 4, 4)
+            total = _after(change, total, mean)
     return total
 
 
-def _apply(change: Drawn, total: Tensor | None, mean: Tensor | None) -> Tensor:
+def _after(change: Drawn, total: Tensor, mean: Tensor | None) -> Tensor:
     """`total` and after it this operation: (B, 4, 4).
 
     Each operation is the identity plus its strength times a constant matrix.
     """
-    some = change.active if change.active is not None else next(iter(change.values.values()))
-    if total is None:
-        total = torch.eye(4, device=some.device).expand(len(some), 4, 4)
 
     def plus(*terms: tuple[str, Tensor]) -> Tensor:
         return total + sum(
@@ -74,9 +73,9 @@ def _apply(change: Drawn, total: Tensor | None, mean: Tensor | None) -> Tensor:
         case ops.Saturation():
             return plus(("from_grey", change["factor"] - 1))
         case ops.Greyscale():
-            return plus(("from_grey", -change.mask(some).to(torch.float32)))
+            return plus(("from_grey", -change.mask(total).to(torch.float32)))
         case ops.Invert():
-            return plus(("invert", change.mask(some).to(torch.float32)))
+            return plus(("invert", change.mask(total).to(torch.float32)))
         case ops.Hue():
             angle = change["degrees"] * (math.pi / 180)
             return plus(("from_grey", angle.cos() - 1), ("turn", angle.sin()))
@@ -113,7 +112,7 @@ def _quarter_turn() -> Tensor:
     u = 0.492111 * (torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) - y)
     v = 0.877283 * (torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64) - y)
     forward = torch.stack([y, u, v])
-    turn = torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
+    turn = torch.tensor([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
     return torch.linalg.inv(forward) @ turn @ forward
 
 

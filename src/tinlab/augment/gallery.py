@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+_SIDE = 192
+"""About how many pixels of the page a picture is wide, so that the longest names fit beneath it."""
+
+
 def gallery(
     operations: Sequence[Operation],
     pack: Pack,
@@ -33,7 +37,6 @@ def gallery(
     size: int | None = None,
     seed: int = 0,
     title: str = "augmentation",
-    scale: int = 3,
 ) -> Image.Image:
     """A page of `images` rows: the stored image with its class, then `columns` - 1 passes over it.
 
@@ -57,6 +60,7 @@ def gallery(
     plain, _ = pictures((), stored, torch.from_numpy(chosen), 1, size or stored.shape[1], pack, seed)
     shown = np.concatenate([plain[:, :1], made], 1).reshape(-1, *made.shape[2:])
     captions = [text for word, row in zip(words, named, strict=True) for text in (word, *row)]
+    scale = max(1, round(_SIDE / shown.shape[1]))
     return grid(
         shown, captions, columns=1 + made.shape[1], scale=scale, title=f"{title} · {split}", caption_lines=6
     )

@@ -101,7 +101,7 @@ class Policy:
         x = self._geometry(images, drawn, samples, size)
         if not self._planar:
             return self.normalise(x)
-        x = colour.multiply(x, colour.matrices(drawn, mean), self.scale, self.shift)
+        x = colour.multiply(x, colour.matrices(drawn, mean, samples), self.scale, self.shift)
         if self._leaves_range:
             x = colour.clamp(x, self._limits)
         for change in drawn:

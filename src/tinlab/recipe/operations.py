@@ -176,7 +176,7 @@ class Saturation(_Ranged):
 
 
 class Hue(_Ranged):
-    """Turn the colours about the grey axis, in YIQ, so that a pixel's grey stays."""
+    """Turn the colours about the grey axis, in YIQ, so that a pixel's grey stays; from red towards green."""
 
     kind: Literal["hue"] = "hue"
     degrees: Range = (-15.0, 15.0)

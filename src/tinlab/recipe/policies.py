@@ -56,7 +56,7 @@ def sun_heavy() -> Policy:
                 Translate(right_fraction=(-0.15, 0.15), down_fraction=(-0.15, 0.15)),
                 Rotate(degrees=(-20.0, 20.0)),
                 Shear(slope_x=(-0.2, 0.2)),
-                Invert(probability=1.0),
+                Invert(probability=0.3),
                 Brightness(factor=(0.7, 1.3)),
                 Contrast(factor=(0.6, 1.4)),
                 Saturation(factor=(0.4, 1.6)),
@@ -126,7 +126,8 @@ def _family(
 def trivial_augment() -> Policy:
     """TrivialAugment (Müller and Hutter 2021) over RandAugment's space: flip, then one of 14 operations, the
     identity included, at a random strength. Strengths are drawn from the whole range, not from 31 steps of
-    it, and what lies outside is the mirror image instead of black."""
+    it, and what lies outside is the mirror image instead of black. The ends of the paper's ranges (brightness
+    and contrast at 0.1, low thresholds) are not plain to the eye."""
     return Flip(), SomeOf(idle=1, operations=_family(0.3, _TRANSLATE, 30.0, 0.9, 4, 0.0, False))
 
 
@@ -138,7 +139,8 @@ def trivial_augment_wide() -> Policy:
 
 def rand_augment() -> Policy:
     """RandAugment (Cubuk et al. 2020) with two operations at magnitude 9 of 30: flip, then twice one of 14,
-    the identity included, each at 30% of its full strength, to either side. Outside is the mirror image."""
+    the identity included, each at 30% of its full strength, to either side. Outside is the mirror image.
+    Solarise and equalise together leave some images hardly plain to the eye, as they do in the paper."""
     share = 9 / 30
     one = SomeOf(
         idle=1,
@@ -156,7 +158,8 @@ def rand_augment() -> Policy:
 
 
 def pad_crop_flip() -> Policy:
-    """Flip, and shift by up to an eighth of 64 pixels, as He et al. 2016 do with CIFAR's 32 and 4."""
+    """Flip, and shift by up to an eighth of 64 pixels, as He et al. 2016 do with 4 of CIFAR's 32. What comes
+    in at the edges is the mirror image, where theirs is black."""
     return Flip(), PadCrop(padding_pixels=8)
 
 
