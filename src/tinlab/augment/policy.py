@@ -130,7 +130,7 @@ class Policy:
             return x, batch
         choice, u, left, top = draws.uniforms(self._mix_uses, batch.epochs, batch.samples)
         partners = mix.partners(len(x), x.device)
-        others = x[partners]
+        others = x.index_select(0, partners)
         weights = torch.ones_like(u)
         below = 0.0
         for operation, quantiles in zip(self._mixing, self._quantiles, strict=True):
@@ -261,7 +261,7 @@ def _look_up(images: Tensor, drawn: list[Drawn]) -> Tensor:
     rows = torch.stack(masks).any(0).nonzero()[:, 0]
     if not len(rows):
         return images
-    some = images[rows]
+    some = images.index_select(0, rows)
     return images.index_copy(0, rows, tables.look_up(some, tables.tables(changes, some, rows)))
 
 
@@ -278,5 +278,5 @@ def _where_active(
     rows = change.active.nonzero()[:, 0]
     if not len(rows):
         return x
-    values = {name: value[rows] for name, value in change.values.items()}
-    return x.index_copy_(0, rows, function(x[rows], values))
+    values = {name: value.index_select(0, rows) for name, value in change.values.items()}
+    return x.index_copy_(0, rows, function(x.index_select(0, rows), values))
