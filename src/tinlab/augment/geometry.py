@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,10 +130,16 @@ def _perspective(change: Drawn, height: int, width: int) -> Tensor:
         (f * g - d, a - c * g, c * d - a * f),
         (d * h - e * g, b * g - a * h, a * e - b * d),
     )
-    to_unit = back.new_tensor([[1 / width, 0, 0.5], [0, 1 / height, 0.5], [0, 0, 1]])
-    to_pixels = back.new_tensor([[width, 0, -width / 2], [0, height, -height / 2], [0, 0, 1]])
+    to_unit = constant(((1 / width, 0, 0.5), (0, 1 / height, 0.5), (0, 0, 1)), back.device)
+    to_pixels = constant(((width, 0, -width / 2), (0, height, -height / 2), (0, 0, 1)), back.device)
     matrix = to_pixels @ back @ to_unit
     return matrix / matrix[:, 2:, 2:]
+
+
+@cache
+def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Numbers, nested or not, as float32 on `device`; kept there, so that a GPU is sent them once."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def resample(
@@ -197,7 +205,7 @@ def _reflect(places: Tensor, length: int) -> Tensor:
 def boxes(matrix: Tensor, height: int, width: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The (start, end) of the rows and of the columns, in pixels from the edge, that aligned matrices ask
     for."""
-    (scale_x, x), (scale_y, y) = (matrix[:, i, [i, 2]].unbind(1) for i in (0, 1))
+    scale_x, x, scale_y, y = matrix[:, 0, 0], matrix[:, 0, 2], matrix[:, 1, 1], matrix[:, 1, 2]
     rows = y + height / 2 - scale_y * (height / 2), y + height / 2 + scale_y * (height / 2)
     columns = x + width / 2 - scale_x * (width / 2), x + width / 2 + scale_x * (width / 2)
     return rows, columns
@@ -230,7 +238,7 @@ def warp(
     out = sample(planes, x, y, fill == "reflect").view(batch, channels, size, size)
     if covered is not None:
         assert not isinstance(fill, str)
-        colour = out.new_tensor(fill).view(1, -1, 1, 1)
+        colour = constant(fill, out.device).view(1, -1, 1, 1)
         out = torch.lerp(colour, out, covered[:, None])
     return out
 

@@ -48,8 +48,6 @@ class Policy:
         self.seed = seed
         self.scale = (1 / (255 * std)).to(torch.float32)  # (3,)
         self.shift = (-mean / std).to(torch.float32)  # (3,)
-        limits = torch.stack([self.shift, 255 * self.scale + self.shift], 1)
-        self._limits: list[list[float]] = limits.tolist()  # what black and white become in each channel
         self._strengths = Strengths(self.operations, seed)
         self._resampling = next(
             (o for o in self.operations if isinstance(o, ops.Resampling)), ops.Resampling()
@@ -71,6 +69,9 @@ class Policy:
         self._leaves_range = bicubic or any(isinstance(o, colour.COLOUR) for o in simple)
         self._planar |= bicubic
         self._overshoots = any(isinstance(o, _OVERSHOOTING) for o in simple)
+        self._limits: list[list[float]] = []  # what black and white become in each channel
+        if self._leaves_range or self._overshoots:
+            self._limits = torch.stack([self.shift, 255 * self.scale + self.shift], 1).tolist()
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.operations)) or "nothing"
@@ -220,7 +221,7 @@ class Policy:
                 levels = 127.5 + 64 * self._pieces(of["start"], tuple(some.shape[1:]))
                 return torch.where(covered, self._normalised(levels.clamp_(0, 255)), some)
             return torch.where(
-                covered, self._normalised(some.new_tensor(operation.fill)[:, None, None]), some
+                covered, self._normalised(geometry.constant(operation.fill, some.device)[:, None, None]), some
             )
 
         return _where_active(x, change, cover)
@@ -246,7 +247,7 @@ def _shrunk(images: Tensor, matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
     batch, height, width = images.shape[:3]
     edges = [images.new_full((batch,), side, dtype=torch.float32) for side in (0, height, width)]
     images = geometry.resample(images, (edges[0], edges[1]), (edges[0], edges[2]), size)
-    zoom = matrix.new_tensor([size / width, size / height, 1.0])
+    zoom = geometry.constant((size / width, size / height, 1.0), matrix.device)
     return images, zoom[:, None] * matrix / zoom
 
 

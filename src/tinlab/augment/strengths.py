@@ -117,7 +117,7 @@ class Strengths:
         self.simple: list[Change] = []
         self._uses: dict[str, int] = {}
         self._probabilities: list[tuple[int, int, float]] = []  # (operation, use, probability)
-        self._groups: list[tuple[ops.SomeOf, int, list[int], int | None]] = []
+        self._groups: list[tuple[ops.SomeOf, int, slice, int | None]] = []
         self._copies: list[int] = []  # place in `simple` of each operation of fixed_copies
         self._chancy: set[int] = set()
         self._slots: list[tuple[int, int, Slot]] = []  # (operation, use, slot)
@@ -128,7 +128,8 @@ class Strengths:
                 for n, inner in enumerate(operation.operations):
                     self._chancy.add(self._add(inner, f"{place}.{n}"))
                 entrants = len(operation.operations) + operation.idle
-                picks = [self._use(f"{place}.{n}.pick") for n in range(entrants)]
+                uses = [self._use(f"{place}.{n}.pick") for n in range(entrants)]
+                picks = slice(uses[0], uses[-1] + 1)
                 low, high = operation.count
                 count = self._use(f"{place}.count") if high > low else None
                 self._groups.append((operation, first, picks, count))
