@@ -374,6 +374,67 @@ def list_models(
     print("More: torchvision:NAME and timm:NAME; 'tinlab models timm:' lists them.")
 
 
+@app.command()
+def augment(
+    policy: Annotated[
+        str | None, typer.Argument(metavar="[POLICY]", help="A policy's name, or a recipe's.")
+    ] = None,
+    data: DataOption = None,
+    split: str = "train",
+    images: Annotated[int, typer.Option(help="Rows.")] = 8,
+    columns: Annotated[int, typer.Option(help="Pictures a row; the first is the stored image.")] = 8,
+    size: Annotated[
+        int | None, typer.Option(help="Training size in pixels. Default: the stored one.")
+    ] = None,
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(metavar="PNG")] = Path("augment.png"),
+    json: AsJson = False,
+) -> None:
+    """List the augmentation policies, or write a picture of what one does to some images."""
+    from tinlab import recipes
+    from tinlab.recipe import POLICIES
+
+    if policy is None:
+        listed = {name: make() for name, make in POLICIES.items()}
+        if json:
+            terminal.show_json({n: [o.model_dump(mode="json") for o in made] for n, made in listed.items()})
+            return
+        for name, made in listed.items():
+            print(name)
+            for operation in made:
+                print("\n".join("    " + line for line in operation.lines()))
+        return
+
+    from tinlab.augment.gallery import gallery
+    from tinlab.data.places import open_data
+    from tinlab.files import write_atomically
+
+    if policy not in POLICIES and policy not in recipes.RECIPES and not Path(policy).exists():
+        raise TinlabError(
+            f"there is no policy '{policy}'; there are {', '.join(POLICIES)}, and every recipe's"
+        )
+    operations = POLICIES[policy]() if policy in POLICIES else recipes.find(policy).augment
+    picture = gallery(
+        operations,
+        open_data(data),
+        split=split,
+        images=images,
+        columns=columns,
+        size=size,
+        seed=seed,
+        title=policy,
+    )
+    try:
+        write_atomically(out, lambda path: picture.save(path, format="PNG"))
+    except OSError as error:
+        raise TinlabError(f"{out} cannot be written: {error.strerror or error}") from error
+    if json:
+        terminal.show_json({"picture": str(out.resolve()), "width": picture.width, "height": picture.height})
+    else:
+        print("\n".join(line for operation in operations for line in operation.lines()))
+        print(f"picture: {out.resolve()}")
+
+
 @results.command(name="add")
 def add_result(
     run: RunArgument,

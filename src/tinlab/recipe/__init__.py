@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from tinlab.errors import TinlabError
 from tinlab.recipe.knobs import Knobs, NotNegative, Positive
@@ -29,12 +29,13 @@ from tinlab.recipe.model import (
     RandomWalk,
     Xavier,
 )
-from tinlab.recipe.operations import Flip, Operation, RandomResizedCrop
+from tinlab.recipe.operations import Flip, Operation, RandomResizedCrop, fit_together
+from tinlab.recipe.policies import POLICIES, named
 
 __all__ = [
-    "Compute", "Data", "DropConnect", "Flip", "Gaussian", "He", "Init", "Loss", "Lsuv", "Model", "Operation",
-    "Optimizer", "Orthogonal", "Paper", "Penalty", "Provenance", "RandomResizedCrop", "RandomWalk", "Recipe",
-    "Schedule", "Xavier", "changed", "parse_recipe", "read_recipe",
+    "POLICIES", "Compute", "Data", "DropConnect", "Flip", "Gaussian", "He", "Init", "Loss", "Lsuv", "Model",
+    "Operation", "Optimizer", "Orthogonal", "Paper", "Penalty", "Provenance", "RandomResizedCrop",
+    "RandomWalk", "Recipe", "Schedule", "Xavier", "changed", "parse_recipe", "read_recipe",
 ]  # fmt: skip
 
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
@@ -154,7 +155,8 @@ class Recipe(Knobs):
     provenance: dict[str, Provenance] = Field(default_factory=dict)
     """Field path -> where its value comes from, for recipes of a paper."""
     data: Data = Data()
-    augment: tuple[Operation, ...] = ()
+    augment: Annotated[tuple[Operation, ...], BeforeValidator(named), AfterValidator(fit_together)] = ()
+    """Operations, or the name of a policy, which stands for its operations; 'tinlab augment' lists them."""
     model: Model = Model()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinlab import models, runs
+from tinlab.augment import mix
+from tinlab.augment.copies import with_copies
 from tinlab.augment.draws import seed_for_step
 from tinlab.augment.policy import Policy
 from tinlab.compute import autocast, place, resolve_device
@@ -151,12 +153,13 @@ def _train(
     train_split = pack.split(recipe.data.train_split)
     held_out = pack.split("tune" if recipe.data.train_split == "train" else "val")
     rows = chosen_rows(train_split, recipe.data.images_per_class, recipe.data.images)
+    rows, variants = with_copies(rows, recipe.augment, seed)
     total_steps = recipe.schedule.total_steps(len(rows))
     steps_per_epoch = len(rows) / recipe.schedule.batch_size
     log_every = max(1, round(steps_per_epoch / POINTS_PER_EPOCH))
     evaluate_every = max(1, round(steps_per_epoch * recipe.evaluate_every_epochs))
 
-    batches = Batches(train_split, rows, recipe.schedule.batch_size, seed, device)
+    batches = Batches(train_split, rows, recipe.schedule.batch_size, seed, device, variants)
     shown = run.preprocessing
     mean, std = (torch.tensor(values, device=device) for values in (shown.mean, shown.std))
     policy = Policy(recipe.augment, mean, std, seed)
@@ -210,7 +213,7 @@ def _train(
 
             torch.manual_seed(seed_for_step(seed, state.step))
             batch = batches.at(state.step)
-            inputs = policy.apply(batch.images, batch.epochs, batch.samples, size)  # (B, 3, size, size)
+            inputs, batch = policy.inputs(batch, size)  # (B, 3, size, size)
             loss, penalty, correct = forward_backward(network, inputs, batch, recipe, penalties)
             if depth.drops:
                 optimizer.fill_missing_gradients(model)
@@ -271,15 +274,23 @@ def forward_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one batch's loss and penalties.
 
-    Returns its mean loss, what penalties add to it, and its number correct, scalars on the device.
+    Returns its mean loss, what penalties add to it, and its number correct, scalars on the device. A mixed
+    image has the loss of both its labels, in their shares, and is correct where it is given the label with
+    the larger one.
     """
     with autocast(recipe.compute, inputs.device):
         logits = network(inputs)  # (B, classes)
     logits = logits.float()
-    loss = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.loss.label_smoothing)
+    smoothing = recipe.loss.label_smoothing
+    labels = batch.labels
+    if batch.others is None or batch.weights is None:
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    else:
+        loss = mix.cross_entropy(logits, labels, batch.others, batch.weights, smoothing)
+        labels = torch.where(batch.weights >= 0.5, labels, batch.others)
     added = penalties() if penalties is not None else None
     (loss if added is None else loss + added).backward()
-    correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
+    correct = (logits.detach().argmax(dim=1) == labels).sum()
     return loss.detach(), torch.zeros_like(loss) if added is None else added.detach(), correct
 
 
