@@ -24,7 +24,9 @@ def test_a_papers_recipe_says_where_its_fields_come_from(name):
     kinds = {entry.kind for entry in recipe.provenance.values()}
     assert kinds <= {"stated", "inferred", "assumed"}
     assert "stated" in kinds
-    assert recipe.paper.reported
+    assert recipe.paper.section
+    # Ma's poster shows how its overfitting went in a figure without numbers.
+    assert recipe.paper.reported or name.startswith("ma_overfit")
 
 
 def test_a_change_is_typed_and_leaves_the_rest():
