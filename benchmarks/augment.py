@@ -10,8 +10,9 @@ Child processes are taken in turn, `--rounds` times, all on the same images, in 
 
     python benchmarks/augment.py [--data DATA] [--policy sun_heavy] [--device cpu] [--steps 30] [--rounds 5]
 
-Policies: sun_heavy, and flip_crop (mirror and random-resized-crop alone). On a GPU, torchvision stays on the
-CPU, where it is run. kornia is given one affine warp for the four transforms that are affine.
+Policies: sun_heavy, and flip_crop (mirror and random-resized-crop alone). On a GPU the policy is one CUDA
+graph, and torchvision stays on the CPU, where it is run. kornia is given one affine warp for the four
+transforms that are affine.
 """
 
 from __future__ import annotations
@@ -123,13 +124,15 @@ def batches_of(args: argparse.Namespace) -> Any:
 def policy_of(args: argparse.Namespace) -> Any:
     import torch
 
+    from tinlab.augment.graph import Graphed
     from tinlab.augment.policy import Policy
     from tinlab.recipe import POLICIES, Flip, RandomResizedCrop
 
     alone = (Flip(), RandomResizedCrop(area=(0.6, 1.0)))
     operations = alone if args.policy == "flip_crop" else POLICIES[args.policy]()
     mean, std = (torch.tensor(values, device=args.device) for values in (MEAN, STD))
-    return Policy(operations, mean, std, 0)
+    policy = Policy(operations, mean, std, 0)
+    return Graphed(policy) if args.device.startswith("cuda") else policy
 
 
 def tinlab(args: argparse.Namespace) -> float:
@@ -158,7 +161,7 @@ def training_step(args: argparse.Namespace, augmented: bool) -> float:
     updater = optimizer.build(knobs.optimizer, model)
     model.train()
     fixed = batches.at(0)
-    inputs = policy.apply(fixed.images, fixed.epochs, fixed.samples, 64)
+    inputs = policy.inputs(fixed, 64)[0].clone(memory_format=torch.preserve_format)
 
     def step(number: int) -> None:
         x, batch = inputs, fixed
