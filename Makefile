@@ -34,3 +34,4 @@ bench: setup
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/tuning.py
 	$(BIN)/python benchmarks/depth.py
+	$(BIN)/python benchmarks/augment.py

@@ -10,9 +10,8 @@ Child processes are taken in turn, `--rounds` times, all on the same images, in 
 
     python benchmarks/augment.py [--data DATA] [--policy sun_heavy] [--device cpu] [--steps 30] [--rounds 5]
 
-Policies: sun_heavy, and flip_crop (mirror and random-resized-crop alone). On a GPU the policy is one CUDA
-graph, and torchvision stays on the CPU, where it is run. kornia is given one affine warp for the four
-transforms that are affine.
+Policies: sun_heavy, and flip_crop (mirror and random-resized-crop alone). torchvision stays on the CPU, where
+it is run. kornia is given one affine warp for the four transforms that are affine.
 """
 
 from __future__ import annotations
@@ -124,15 +123,13 @@ def batches_of(args: argparse.Namespace) -> Any:
 def policy_of(args: argparse.Namespace) -> Any:
     import torch
 
-    from tinlab.augment.graph import Graphed
     from tinlab.augment.policy import Policy
     from tinlab.recipe import POLICIES, Flip, RandomResizedCrop
 
     alone = (Flip(), RandomResizedCrop(area=(0.6, 1.0)))
     operations = alone if args.policy == "flip_crop" else POLICIES[args.policy]()
     mean, std = (torch.tensor(values, device=args.device) for values in (MEAN, STD))
-    policy = Policy(operations, mean, std, 0)
-    return Graphed(policy) if args.device.startswith("cuda") else policy
+    return Policy(operations, mean, std, 0)
 
 
 def tinlab(args: argparse.Namespace) -> float:

@@ -9,10 +9,13 @@ from pydantic import ValidationError
 
 from tinlab import models
 from tinlab.errors import TinlabError
-from tinlab.recipe import Model
+from tinlab.recipe import Recipe
 
 PROSE = ("name", "summary", "notes", "paper", "provenance")
 """Fields that the page words elsewhere."""
+
+SAID = "in words"
+"""Where an operation holds its values as they are to be shown."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,19 @@ def knob_groups(recipe: dict[str, Any]) -> list[KnobGroup]:
 
 
 def with_own_values(recipe: dict[str, Any]) -> dict[str, Any]:
-    """`recipe` with the network's own values where its model part says None, and without what it lacks.
+    """`recipe` with the network's own values where its model part says None, without what it lacks, and with
+    its operations in words.
 
-    A recipe that names a network that is not there any more comes back as it is.
+    A recipe that this tinlab cannot read, or whose network is not there any more, comes back as it is.
     """
     try:
-        knobs = Model.model_validate(recipe.get("model"))
-        resolved = models.find(knobs.name).resolve(knobs).model_dump(mode="json")
+        read = Recipe.model_validate(recipe)
+        resolved = models.find(read.model.name).resolve(read.model).model_dump(mode="json")
     except (TinlabError, ValidationError):
         return recipe
-    return {**recipe, "model": {name: value for name, value in resolved.items() if value not in (None, [])}}
+    model = {name: value for name, value in resolved.items() if value not in (None, [])}
+    lines = [line.strip().partition(", ") for operation in read.augment for line in operation.lines()]
+    return {**recipe, "model": model, "augment": [{"kind": head, SAID: rest} for head, _, rest in lines]}
 
 
 def provenance_counts(recipe: dict[str, Any]) -> dict[str, int]:
@@ -93,7 +99,8 @@ def _rows(value: Any, path: str, prefix: str, sources: dict[str, Any]) -> list[K
         for place, item in enumerate(value, start=1):
             fields = dict(item) if isinstance(item, dict) else {"": item}
             name = _label(str(fields.pop("kind", fields.pop("name", ""))))
-            rows.append(Knob(f"{place}. {name}".strip(), shown(fields)))
+            value = fields[SAID] if SAID in fields else shown(fields)
+            rows.append(Knob(f"{place}. {name}".strip(), value))
         return rows
     rows = []
     for name, field in value.items():
