@@ -310,13 +310,8 @@ def list_models(
     json: AsJson = False,
 ) -> None:
     """List the networks with what they cost, or draw the layers of one."""
-    from dataclasses import asdict
-
-    from tinlab import models
+    from tinlab import models, networks
     from tinlab.compute import resolve_device
-    from tinlab.models.summary import summarise
-    from tinlab.recipe import Model, Recipe, Schedule, changed
-    from tinlab.training.speed import images_per_second
 
     if name in ("torchvision:", "timm:"):
         listed = models.zoo.names(name.removesuffix(":"))
@@ -325,31 +320,15 @@ def list_models(
         else:
             print("\n".join(listed))
         return
-    chosen = resolve_device(device)
-    rows: list[dict[str, Any]] = []
-    for key in [name] if name else models.MODELS:
-        recipe = Recipe(name="models", model=Model(name=key), schedule=Schedule(steps=1))
-        knobs = changed(recipe, set or []).model
-        network = models.find(key, image_size)
-        found = summarise(knobs, classes, image_size)
-        row = {"model": key, "summary": network.summary, "source": network.source, **asdict(found)}
-        row["options"] = {n: getattr(network.resolve(knobs), n) for n in network.options}
-        if speed:
-            terminal.say(f"timing {key}")
-            try:
-                rate = images_per_second(knobs, classes, image_size, device=chosen, batch_size=batch_size)
-                row["train_images_per_second"] = round(rate, 1)
-            except TinlabError as error:
-                if name:
-                    raise
-                terminal.say(str(error))
-                row["train_images_per_second"] = None
-        rows.append(row)
-    if json:
-        terminal.show_json(rows[0] if name else [{k: v for k, v in r.items() if k != "layers"} for r in rows])
+    how: dict[str, Any] = {"classes": classes, "image_size": image_size, "batch_size": batch_size}
+    timed_on = resolve_device(device) if speed else None
+    if name is not None:
+        found = networks.describe(name, set or [], timed_on=timed_on, **how)
+        (terminal.show_json if json else terminal.show_layers)(found)
         return
-    if name:
-        terminal.show_layers(rows[0])
+    rows = networks.catalogue(set or [], timed_on=timed_on, say=terminal.say, **how)
+    if json:
+        terminal.show_json(rows)
         return
     columns = ("network", "what", "parameters", "multiply-adds", "activations", "images/s")[
         : 6 if speed else 5
