@@ -78,7 +78,7 @@ def test_weights_beside_the_models_are_kept(tmp_path):
     assert all(torch.equal(t, ema[name]) for name, t in other.state_dict().items())
     checkpoint.load_measured(place, other, CPU, averaged=False)
     assert all(torch.equal(t, model.state_dict()[name]) for name, t in other.state_dict().items())
-    with pytest.raises(TinlabError, match="ema.safetensors has other tensors"):
+    with pytest.raises(TinlabError, match=r"ema\.safetensors has other tensors"):
         checkpoint.load_tensors(place, "ema", {"x": torch.zeros(1)}, CPU)
     (place / "ema.safetensors").unlink()
     with pytest.raises(TinlabError, match=r"ema\.safetensors cannot be read"):

@@ -45,6 +45,23 @@ def test_a_gradient_that_overflows_is_skipped_and_counted(name):
     assert scaling.take_skipped() == 0
 
 
+def test_momentum_begins_at_nothing_after_a_first_step_that_was_skipped():
+    """A large weight, so that fresh memory holds what was there before."""
+    spoilt = [torch.full((1000, 1000), float("nan")) for _ in range(3)]
+    model = nn.Linear(1000, 1000, bias=False)
+    updater = optimizer.build(recipe.Optimizer(peak_lr=0.1, momentum=0.9), model)
+    scaling = Scaling(CPU, enabled=True)
+    del spoilt
+    for factor in (float("inf"), 1.0, 1.0):
+        scaling.backward(factor * model.weight.sum())
+        scaling.step(updater)
+        updater.zero_grad()
+        if factor != 1:
+            assert not updater.state[model.weight]
+    assert torch.isfinite(model.weight).all()
+    assert scaling.take_skipped() == 1
+
+
 def test_the_scale_and_its_count_go_on():
     one = Scaling(CPU, enabled=True)
     trained(one, [float("inf"), 1.0, 1.0, 1.0])

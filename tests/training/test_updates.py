@@ -1,4 +1,4 @@
-"""What optimizer, schedule and precision can do, through the loop: that it is done, and goes on after a kill."""
+"""What optimizer, schedule and precision can do, through the loop; and that it goes on after a kill."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_parts_of_a_batch_add_up_to_it(parts, tiny_recipe, shapes_pack):
 
     def network():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(), nn.ReLU(), nn.Linear(900, 4))
+        return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(), nn.ReLU(), nn.Linear(3844, 4))
 
     whole, expected = gradients(network(), recipe, shapes_pack)
     found, summed = gradients(network(), changed(recipe, [f"schedule.accumulate={parts}"]), shapes_pack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -157,20 +158,21 @@ def _of_timm(knobs: recipe.Optimizer, groups: Groups) -> torch.optim.Optimizer:
     info = optim.get_optimizer_info(name)
     if info.second_order:
         raise TinlabError(f"optimizer.name: {knobs.name} needs second derivatives; take another")
-    arguments: dict[str, Any] = {"lr": knobs.peak_lr, "weight_decay": knobs.weight_decay}
-    takes_betas = info.has_betas and info.num_betas == 2
+    arguments = {"lr": knobs.peak_lr, "weight_decay": knobs.weight_decay}
     if info.has_momentum:
         arguments["momentum"] = knobs.momentum
-    elif not takes_betas and knobs.momentum != type(knobs).model_fields["momentum"].default:
-        raise TinlabError(f"optimizer.momentum: {knobs.name} has its own values; leave it at its default")
-    if knobs.beta2 is not None and (not takes_betas or info.has_momentum):
-        raise TinlabError(f"optimizer.beta2: {knobs.name} has none that can be set; set it to null")
     try:
-        made: torch.optim.Optimizer = optim.get_optimizer_class(name)(groups, **arguments)
-        if takes_betas and not info.has_momentum:
-            for group in made.param_groups:
-                group["betas"] = _betas(knobs, group["betas"][1])
+        make: Callable[..., torch.optim.Optimizer] = optim.get_optimizer_class(name)
+        made = make(groups, **arguments)
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise TinlabError(f"optimizer.name: {knobs.name} cannot be used here ({reason})") from error
+    betas = made.defaults.get("betas", ())
+    if len(betas) == 2 and not info.has_momentum:
+        for group in made.param_groups:
+            group["betas"] = _betas(knobs, betas[1])
+    elif knobs.beta2 is not None:
+        raise TinlabError(f"optimizer.beta2: {knobs.name} has none that can be set; set it to null")
+    elif not info.has_momentum and knobs.momentum != type(knobs).model_fields["momentum"].default:
+        raise TinlabError(f"optimizer.momentum: {knobs.name} has its own values; leave it at its default")
     return made

@@ -27,7 +27,10 @@ class Scaling:
         if self._one is None or self._skipped is None:
             updater.step()
             return
-        before = self._scaler.scale(self._one)  # on the device, which is not waited for
+        # Fused optimizers would be left to skip the step themselves. Where its first one is skipped, torch
+        # 2.13's SGD goes on from momentum that was never set; so the host looks, and waits for the device.
+        updater._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        before = self._scaler.scale(self._one)
         self._scaler.step(updater)
         self._scaler.update()
         self._skipped += self._scaler.scale(self._one) < before
