@@ -44,7 +44,10 @@ def test_the_average_is_torchs_with_a_decay_that_warms_up():
 def test_the_average_is_timms_once_it_is_warm():
     model = network()
     mine = MovingAverage(model, 0.9)
-    theirs = import_timm().utils.ModelEmaV3(model, decay=0.9, exclude_buffers=True)
+    import_timm()
+    from timm.utils import ModelEmaV3
+
+    theirs = ModelEmaV3(model, decay=0.9, exclude_buffers=True)
     for step in range(1000, 1006):
         advance(model, step - 1000)
         mine.update(step)
@@ -85,10 +88,12 @@ def test_lookahead_is_the_papers_algorithm():
 
 def test_lookahead_is_timms_where_that_has_begun():
     """timm's slow weights begin at its first synchronisation: it is asked for one at the start."""
-    timm = import_timm()
+    import_timm()
+    from timm import optim
+
     mine, theirs = network(), network()
     fast = torch.optim.SGD(mine.parameters(), lr=0.1, momentum=0.9)
-    other = timm.optim.Lookahead(torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9), alpha=0.3, k=3)
+    other = optim.Lookahead(torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9), alpha=0.3, k=3)
     slow = Lookahead(mine, steps=3, alpha=0.3)
     x = torch.randn(4, 3, 8, 8)
     for step in range(1, 10):

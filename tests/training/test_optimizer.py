@@ -124,10 +124,12 @@ def test_muon_needs_an_inside():
 
 
 def test_timms_are_those_of_its_own_registry():
-    timm = import_timm()
+    import_timm()
+    from timm import optim
+
     model, other = network(), network()
     mine = build(recipe.Optimizer(name="timm:lamb", peak_lr=0.01, momentum=0.8, weight_decay=0.2), model)
-    theirs = timm.optim.Lamb(other.parameters(), lr=0.01, betas=(0.8, 0.999), weight_decay=0.2)
+    theirs = optim.Lamb(other.parameters(), lr=0.01, betas=(0.8, 0.999), weight_decay=0.2)
     for _ in range(3):
         gradients(model)
         for a, b in zip(model.parameters(), other.parameters(), strict=True):
