@@ -65,6 +65,7 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
     low, high = measured.top1_interval_percent
     row = {
         **{name: result[name] for name in COLUMNS if name in result},
+        "top5_percent": round(result["top5_percent"], 2),
         "loss": round(result["loss"], 4),
         "train_top1_percent": round(train_top1_percent(opened.metrics()), 2),
         "top1_low_percent": round(low, 2),
