@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/tinlab demo $(if $(DATA),--data $(DATA))
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: setup
 	$(BIN)/ruff format --check .

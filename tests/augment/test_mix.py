@@ -127,7 +127,7 @@ def test_the_loop_counts_the_label_with_the_larger_share():
     )
     recipe = Recipe(name="x", schedule=Schedule(steps=1), compute=Compute(precision="fp32"), loss=Loss())
     scale = torch.ones((), requires_grad=True)
-    loss, correct = forward_backward(lambda inputs: inputs * scale, logits, batch, recipe)
+    loss, _, correct = forward_backward(lambda inputs: inputs * scale, logits, batch, recipe)
     assert correct == 2
     expected = mix.cross_entropy(logits, batch.labels, batch.others, batch.weights)
     assert torch.allclose(loss, expected)

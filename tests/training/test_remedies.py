@@ -150,6 +150,16 @@ def test_a_run_starts_from_a_run(tiny_recipe, shapes_pack, tmp_path):
     assert not torch.equal(one["fc.weight"], other["fc.weight"])
 
 
+def test_a_run_starts_from_a_runs_average(tiny_recipe, shapes_pack, tmp_path):
+    first = loop.train(changed(tiny_recipe, ["optimizer.ema_decay=0.9"]), shapes_pack, tmp_path, device="cpu")
+    recipe = changed(tiny_recipe, [*STILL, f"model.weights={first.path}"])
+    second = loop.train(recipe, shapes_pack, tmp_path, device="cpu")
+    average = load_file(checkpoint.latest(first.path) / "ema.safetensors")
+    name = "layer3.1.conv2.weight"
+    assert torch.equal(weights(second)[name], average[name])
+    assert not torch.equal(weights(first)[name], average[name])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
