@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/tinlab demo $(if $(DATA),--data $(DATA))
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -33,3 +33,5 @@ bench: setup
 	$(BIN)/python benchmarks/pack.py
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/tuning.py
+	$(BIN)/python benchmarks/depth.py
+	$(BIN)/python benchmarks/augment.py

@@ -52,7 +52,7 @@ def test_help_is_quick_and_lists_the_commands():
     began = time.perf_counter()
     shown = ok("--help")
     assert time.perf_counter() - began < 5  # half a second on a quiet machine; torch alone takes longer
-    for command in ("demo", "train", "evaluate", "report", "runs", "recipes", "data", "results"):
+    for command in ("demo", "train", "evaluate", "report", "runs", "recipes", "models", "data", "results"):
         assert f" {command} " in shown
     imported = subprocess.run(
         [
@@ -141,6 +141,40 @@ def test_recipes_are_listed_with_paper_and_numbers():
     assert one["schedule"]["steps"] == 15_000
 
 
+def test_networks_are_listed_with_what_they_cost():
+    rows = {row["model"]: row for row in json.loads(ok("models", "--json"))}
+    assert rows["resnet34"]["blocks"] == 16
+    assert rows["resnet18"]["parameters"] == 11_279_112
+    assert "layers" not in rows["resnet18"]
+    shown = ok("models")
+    assert all(name in shown for name in rows)
+
+
+def test_a_networks_layers_are_drawn():
+    shown = ok("models", "resnet18", "--set", "model.width=8", "--set", "model.final_survival=0.5")
+    assert "layer4.1.conv2" in shown
+    assert "64x2x2" in shown
+    assert "5.75 of 8 blocks run in a step on average" in shown
+    found = json.loads(
+        ok("models", "torchvision:resnet18", "--image-size", "32", "--classes", "10", "--json")
+    )
+    assert found["layers"][-1] == {
+        "name": "fc", "kind": "Linear", "output": [10], "parameters": 5130, "multiply_adds": 5120,
+    }  # fmt: skip
+
+
+def test_a_network_is_timed():
+    words = ["--set", "model.width=4", "--batch-size", "4", "--image-size", "16", "--device", "cpu"]
+    assert json.loads(ok("models", "resnet18", "--speed", "--json", *words))["train_images_per_second"] > 0
+
+
+def test_a_network_that_does_not_fit_is_not_timed():
+    """keras_alexnet has 1.4 billion parameters; 40 times as wide it fits nowhere."""
+    done = tinlab("models", "keras_alexnet", "--speed", "--set", "model.width=1024", "--device", "cpu")
+    assert done.returncode == 2
+    assert "GB" in done.stderr
+
+
 def test_progress_and_notes_stay_out_of_the_output(recipe_file, shapes_pack, tmp_path):
     done = tinlab("train", recipe_file, "--data", shapes_pack.path, "--out", tmp_path, "--json")
     json.loads(done.stdout)
@@ -159,6 +193,14 @@ BAD = {
     "unknown network": (["train", "demo", "--data", "PACK", "--set", "model.name=resnet"], "resnet18"),
     "unknown device": (["train", "demo", "--data", "PACK", "--device", "abacus"], "abacus"),
     "no such device": (["train", "demo", "--data", "PACK", "--device", "cuda:99"], "cuda:99"),
+    "network that is not there": (["models", "resnet19"], "resnet18"),
+    "network of timm that is not there": (["models", "timm:resnet19"], "timm:resnet18"),
+    "knob that a network lacks": (["models", "vgg16", "--set", "model.stem=small"], "vgg16 has none"),
+    "size that a network cannot take": (["models", "torchvision:inception_v3"], "cannot take 64x64"),
+    "weights that are not there": (
+        ["train", "demo", "--data", "PACK", "--set", "model.weights=none.pth"],
+        "there is no none.pth",
+    ),
     "neither recipe nor run": (["train"], "--resume"),
     "recipe and run": (["train", "demo", "--resume", "RUN"], "--resume"),
     "set and resume": (["train", "--resume", "RUN", "--set", "model.width=3"], "--set"),

@@ -11,7 +11,7 @@ SOURCES = Path(tinlab.__file__).parent
 ORDER = [
     "errors", "files", "tuning", "recipe",
     "data", "augment", "models", "recipes",
-    "compute", "runs", "evaluation", "training",
+    "compute", "runs", "evaluation", "training", "networks",
     "classifier", "evaluating", "results", "report", "study", "demo", "terminal", "cli", "__main__",
 ]  # fmt: skip
 """source -> pack -> batches -> augment -> model -> predict -> metrics -> step -> checkpoint -> report."""

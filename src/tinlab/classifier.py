@@ -77,6 +77,8 @@ class Classifier:
 def load(run: str | Path, device: str = "auto") -> Classifier:
     """The classifier of run folder `run`, from its last checkpoint, in evaluation mode.
 
+    Where the recipe keeps a moving average of the weights, it is that.
+
     Raises TinlabError where there is no run, or no checkpoint yet.
     """
     opened = runs.open_run(run)
@@ -89,7 +91,8 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
     compute = opened.recipe.compute
     size = opened.preprocessing.image_size
     model = place(models.build(opened.recipe.model, len(opened.classes), image_size=size), compute, chosen)
-    checkpoint.load_weights(last, model, chosen)
+    averaged = opened.recipe.optimizer.ema_decay is not None
+    checkpoint.load_measured(last, model, chosen, averaged)
     return Classifier(opened, model.eval(), chosen)
 
 

@@ -81,7 +81,6 @@ def train(
     from tinlab import recipes
     from tinlab.data.pack import Pack
     from tinlab.data.places import open_data
-    from tinlab.recipe import changed
     from tinlab.training import loop
 
     if (recipe is None) == (resume is None):
@@ -101,7 +100,9 @@ def train(
             )
     else:
         assert recipe is not None
-        chosen = changed(recipes.find(recipe), set or [])
+        chosen, foreign = recipes.with_changes(recipes.find(recipe), set or [])
+        if foreign:
+            terminal.say(f"left out, as {chosen.model.name} has none: {', '.join(foreign)}")
         with terminal.counting("pack the images") as count:
             pack = open_data(data, progress=count)
         with terminal.training() as watch:
@@ -123,6 +124,11 @@ def train(
         f"{result['split']}: top-1 {result['top1_percent']:.2f}%, top-5 {result['top5_percent']:.2f}%, "
         f"loss {result['loss']:.4f}, {result['train_seconds'] / 60:.1f} minutes of training"
     )
+    if "measured_blocks" in result:
+        print(
+            f"depth: {result['measured_blocks']:.2f} of {result['blocks']} blocks ran in a step on average, "
+            f"{result['expected_blocks']:.2f} expected"
+        )
     print(f"run: {run.path}")
     print(f"next: tinlab report {run.path}")
 
@@ -493,13 +499,8 @@ def list_models(
     json: AsJson = False,
 ) -> None:
     """List the networks with what they cost, or draw the layers of one."""
-    from dataclasses import asdict
-
-    from tinlab import models
+    from tinlab import models, networks
     from tinlab.compute import resolve_device
-    from tinlab.models.summary import summarise
-    from tinlab.recipe import Model, Recipe, Schedule, changed
-    from tinlab.training.speed import images_per_second
 
     if name in ("torchvision:", "timm:"):
         listed = models.zoo.names(name.removesuffix(":"))
@@ -508,25 +509,15 @@ def list_models(
         else:
             print("\n".join(listed))
         return
-    chosen = resolve_device(device)
-    rows: list[dict[str, Any]] = []
-    for key in [name] if name else models.MODELS:
-        recipe = Recipe(name="models", model=Model(name=key), schedule=Schedule(steps=1))
-        knobs = changed(recipe, set or []).model
-        network = models.find(key, image_size)
-        found = summarise(knobs, classes, image_size)
-        row = {"model": key, "summary": network.summary, "source": network.source, **asdict(found)}
-        row["options"] = {n: getattr(network.resolve(knobs), n) for n in network.options}
-        if speed:
-            terminal.say(f"timing {key}")
-            rate = images_per_second(knobs, classes, image_size, device=chosen, batch_size=batch_size)
-            row["train_images_per_second"] = round(rate, 1)
-        rows.append(row)
-    if json:
-        terminal.show_json(rows[0] if name else [{k: v for k, v in r.items() if k != "layers"} for r in rows])
+    how: dict[str, Any] = {"classes": classes, "image_size": image_size, "batch_size": batch_size}
+    timed_on = resolve_device(device) if speed else None
+    if name is not None:
+        found = networks.describe(name, set or [], timed_on=timed_on, **how)
+        (terminal.show_json if json else terminal.show_layers)(found)
         return
-    if name:
-        terminal.show_layers(rows[0])
+    rows = networks.catalogue(set or [], timed_on=timed_on, say=terminal.say, **how)
+    if json:
+        terminal.show_json(rows)
         return
     columns = ("network", "what", "parameters", "multiply-adds", "activations", "images/s")[
         : 6 if speed else 5
@@ -540,7 +531,7 @@ def list_models(
                 f"{r['parameters'] / 1e6:,.2f} M",
                 f"{r['multiply_adds'] / 1e6:,.0f} M",
                 f"{r['activation_bytes'] / 1e6:.2f} MB",
-                *([f"{r['train_images_per_second']:,.0f}"] if speed else []),
+                *([_count(r["train_images_per_second"])] if speed else []),
             )
             for r in rows
         ],
@@ -549,6 +540,67 @@ def list_models(
     pixels = f"{image_size}x{image_size}"
     print(f"For an image of {pixels} pixels; activations are what training keeps of one, in bf16.")
     print("More: torchvision:NAME and timm:NAME; 'tinlab models timm:' lists them.")
+
+
+@app.command()
+def augment(
+    policy: Annotated[
+        str | None, typer.Argument(metavar="[POLICY]", help="A policy's name, or a recipe's.")
+    ] = None,
+    data: DataOption = None,
+    split: str = "train",
+    images: Annotated[int, typer.Option(help="Rows.")] = 8,
+    columns: Annotated[int, typer.Option(help="Pictures a row; the first is the stored image.")] = 8,
+    size: Annotated[
+        int | None, typer.Option(help="Training size in pixels. Default: the stored one.")
+    ] = None,
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(metavar="PNG")] = Path("augment.png"),
+    json: AsJson = False,
+) -> None:
+    """List the augmentation policies, or write a picture of what one does to some images."""
+    from tinlab import recipes
+    from tinlab.recipe import POLICIES
+
+    if policy is None:
+        listed = {name: make() for name, make in POLICIES.items()}
+        if json:
+            terminal.show_json({n: [o.model_dump(mode="json") for o in made] for n, made in listed.items()})
+            return
+        for name, made in listed.items():
+            print(name)
+            for operation in made:
+                print("\n".join("    " + line for line in operation.lines()))
+        return
+
+    from tinlab.augment.gallery import gallery
+    from tinlab.data.places import open_data
+    from tinlab.files import write_atomically
+
+    if policy not in POLICIES and policy not in recipes.RECIPES and not Path(policy).exists():
+        raise TinlabError(
+            f"there is no policy '{policy}'; there are {', '.join(POLICIES)}, and every recipe's"
+        )
+    operations = POLICIES[policy]() if policy in POLICIES else recipes.find(policy).augment
+    picture = gallery(
+        operations,
+        open_data(data),
+        split=split,
+        images=images,
+        columns=columns,
+        size=size,
+        seed=seed,
+        title=policy,
+    )
+    try:
+        write_atomically(out, lambda path: picture.save(path, format="PNG"))
+    except OSError as error:
+        raise TinlabError(f"{out} cannot be written: {error.strerror or error}") from error
+    if json:
+        terminal.show_json({"picture": str(out.resolve()), "width": picture.width, "height": picture.height})
+    else:
+        print("\n".join(line for operation in operations for line in operation.lines()))
+        print(f"picture: {out.resolve()}")
 
 
 @results.command(name="add")
@@ -735,6 +787,10 @@ def _show_metrics(measured: Any, split: str) -> None:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}%"
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
 
 
 def main() -> None:

@@ -37,4 +37,5 @@ def place(model: nn.Module, compute: Compute, device: torch.device) -> nn.Module
 
 def autocast(compute: Compute, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """The context in which the forward pass runs."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=compute.precision == "bf16")
+    dtype = torch.float16 if compute.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=compute.precision != "fp32")

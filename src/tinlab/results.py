@@ -15,12 +15,18 @@ from tinlab.files import write_text
 
 COLUMNS = (
     "recipe", "recipe_digest", "seed", "split", "top1_percent", "top1_low_percent", "top1_high_percent",
-    "top5_percent", "loss", "train_images", "steps", "epochs", "train_minutes", "images_per_second",
-    "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind", "content_digest",
-    "finished_at",
+    "top5_percent", "loss", "train_top1_percent", "train_images", "steps", "epochs", "train_minutes",
+    "images_per_second", "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind",
+    "content_digest", "finished_at",
 )  # fmt: skip
-"""The bounds are the 95% bootstrap interval over the images; minutes are those of the steps alone; the
+"""The bounds are the 95% bootstrap interval over the images; the training accuracy is that of the last pass
+over the data, as it was trained, augmented and in training mode; minutes are those of the steps alone; the
 content digest is the source's (see tinlab.data.digests)."""
+
+CURVE_COLUMNS = (
+    "kind", "split", "step", "epoch", "loss", "top1_percent", "top5_percent", "learning_rate", "image_size",
+    "images_per_second", "train_seconds", "elapsed_seconds",
+)  # fmt: skip
 
 
 def results_file() -> Path:
@@ -41,7 +47,8 @@ def read_results(path: Path) -> list[dict[str, str]]:
 
 
 def record(run: str | Path, path: Path) -> dict[str, Any]:
-    """Add the finished run in folder `run` as a row of `path`, and return the row.
+    """Add the finished run in folder `run` as a row of `path`, write its curve into curves/ beside it, and
+    return the row.
 
     The same run is not added twice. Raises TinlabError where the run is not finished, or its results were
     made on rendered images, which say nothing about real ones.
@@ -58,7 +65,9 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
     low, high = measured.top1_interval_percent
     row = {
         **{name: result[name] for name in COLUMNS if name in result},
+        "top5_percent": round(result["top5_percent"], 2),
         "loss": round(result["loss"], 4),
+        "train_top1_percent": round(train_top1_percent(opened.metrics()), 2),
         "top1_low_percent": round(low, 2),
         "top1_high_percent": round(high, 2),
         "train_minutes": round(result["train_seconds"] / 60, 1),
@@ -71,12 +80,34 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = list(read_results(path))
     if any(all(str(row[n]) == old[n] for n in ("recipe_digest", "seed", "finished_at")) for old in rows):
         raise TinlabError(f"{path} has a row for {run} already")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*rows, row])
-    write_text(path, text.getvalue())
+    _write_csv(path, COLUMNS, [*rows, row])
+    _write_csv(
+        path.parent / "curves" / f"{row['recipe']}-s{row['seed']}.csv", CURVE_COLUMNS, opened.metrics()
+    )
     return row
+
+
+def train_top1_percent(metrics: list[dict[str, Any]]) -> float:
+    """The training accuracy over the last pass over the data, in percent, from the points of a run."""
+    points = [point for point in metrics if point["kind"] == "train"]
+    if not points:
+        raise TinlabError("the run has no training points, so it has no training accuracy")
+    steps = [0, *(point["step"] for point in points)]
+    last = [
+        (point["top1_percent"], step - before)
+        for point, before, step in zip(points, steps, steps[1:], strict=False)
+        if point["epoch"] > points[-1]["epoch"] - 1
+    ]
+    return sum(value * count for value, count in last) / sum(count for _, count in last)
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text.getvalue())
 
 
 def mean_top1_percent(path: Path | None = None) -> dict[str, float]:

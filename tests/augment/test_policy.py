@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinlab.augment.policy import Policy, resample
+from tinlab.augment.geometry import resample
+from tinlab.augment.policy import Policy
 from tinlab.recipe import Flip, RandomResizedCrop
 
 MEAN, STD = torch.tensor([0.48, 0.45, 0.4]), torch.tensor([0.28, 0.27, 0.28])

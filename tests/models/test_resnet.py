@@ -4,15 +4,21 @@ from torch import nn
 
 from tinlab import recipe
 from tinlab.errors import TinlabError
-from tinlab.models import build
+from tinlab.models import build, zoo
 from tinlab.models.zoo import import_torchvision
 
 ORDERS = "abcde"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
-def test_order_a_is_torchvisions_network(name):
-    theirs = getattr(import_torchvision().models, name)(num_classes=200)
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        *(("torchvision", f"resnet{depth}") for depth in (18, 34, 50, 101, 152)),
+        *(("timm", f"resnet{depth}") for depth in (18, 50)),
+    ],
+)
+def test_order_a_is_torchvisions_and_timms_network(package, name):
+    theirs = zoo.find(f"{package}:{name}").build(recipe.Model(), 200)
     ours = build(recipe.Model(name=name), 200)
     ours.load_state_dict(theirs.state_dict())  # the same names and shapes
     x = torch.randn(2, 3, 64, 64)

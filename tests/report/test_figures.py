@@ -9,8 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tinlab.recipe import changed
+from tinlab.recipes import find
 from tinlab.report.figures import POINTS_DRAWN, Series, line_chart, sorted_bars, thinned, ticks
-from tinlab.report.knobs import knob_groups, shown
+from tinlab.report.knobs import knob_groups, shown, with_own_values
 from tinlab.report.wording import count, duration
 
 
@@ -119,3 +121,15 @@ def test_a_recipe_becomes_groups_with_their_sources() -> None:
         "1. flip",
         "probability 0.5",
     )
+
+
+def test_a_recipe_is_shown_with_what_its_defaults_stand_for() -> None:
+    recipe = changed(find("demo"), ["augment=sun_heavy"]).model_dump(mode="json")
+    groups = {group.name: group.rows for group in knob_groups(with_own_values(recipe))}
+    model = {row.label: row.value for row in groups["model"]}
+    assert (model["block order"], model["activation"]) == ("a", "relu")
+    assert "first kernel" not in model
+    assert groups["augment"][0].label == "1. 2 to 5 of these 12:"
+    assert (groups["augment"][5].label, groups["augment"][5].value) == ("6. rotate", "degrees -20 to 20")
+    strange = {"model": {"name": "of tomorrow"}}
+    assert with_own_values(strange) == strange

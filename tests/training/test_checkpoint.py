@@ -1,17 +1,23 @@
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from tinlab import recipe
 from tinlab.errors import TinlabError
+from tinlab.files import read_json
 from tinlab.training import checkpoint, optimizer
+from tinlab.training.schedule import Plateau
 
 CPU = torch.device("cpu")
 
 
 def trained(name="sgd", steps=3):
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 2)
+    )
     model = model.to(memory_format=torch.channels_last)
     updater = optimizer.build(recipe.Optimizer(name=name, peak_lr=0.001), model)
     advance(model, updater, steps)
@@ -26,7 +32,22 @@ def advance(model, updater, steps):
         updater.zero_grad()
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+# Of timm's those that keep what others do not: whole numbers, other shapes, the group's own count of steps.
+TIMMS = [
+    "adabelief",
+    "adafactor",
+    "adan",
+    "lamb",
+    "laprop",
+    "lars",
+    "mars",
+    "muon",
+    "nadamlegacy",
+    "novograd",
+]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "muon", *(f"timm:{name}" for name in TIMMS)])
 def test_what_is_restored_goes_on_as_if_nothing_had_happened(tmp_path, name):
     model, updater = trained(name)
     place = checkpoint.save(tmp_path, model, updater, checkpoint.State(step=3, train_seconds=1.5))
@@ -38,6 +59,40 @@ def test_what_is_restored_goes_on_as_if_nothing_had_happened(tmp_path, name):
     for mine, theirs in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.isfinite(mine).all()
         assert torch.equal(mine, theirs)
+
+
+def test_weights_beside_the_models_are_kept(tmp_path):
+    model, updater = trained()
+    ema = {name: t + 1 for name, t in model.state_dict().items()}
+    slow = {name: p.detach() + 2 for name, p in model.named_parameters()}
+    state = checkpoint.State(step=3, scaling={"scale": 8.0}, plateau=Plateau(1.5, 2, 1, 3))
+    beside = {"ema": ema, "lookahead": slow}
+    place = checkpoint.save(tmp_path, model, updater, state, beside)
+    into = {file: {k: torch.zeros_like(t) for k, t in tensors.items()} for file, tensors in beside.items()}
+    found = checkpoint.restore(place, model, updater, CPU, into)
+    assert (found.scaling, found.plateau) == ({"scale": 8.0}, Plateau(1.5, 2, 1, 3))
+    for file, tensors in beside.items():
+        assert all(torch.equal(into[file][name], t) for name, t in tensors.items())
+    other, _ = trained()
+    checkpoint.load_measured(place, other, CPU, averaged=True)
+    assert all(torch.equal(t, ema[name]) for name, t in other.state_dict().items())
+    checkpoint.load_measured(place, other, CPU, averaged=False)
+    assert all(torch.equal(t, model.state_dict()[name]) for name, t in other.state_dict().items())
+    with pytest.raises(TinlabError, match=r"ema\.safetensors has other tensors"):
+        checkpoint.load_tensors(place, "ema", {"x": torch.zeros(1)}, CPU)
+    (place / "ema.safetensors").unlink()
+    with pytest.raises(TinlabError, match=r"ema\.safetensors cannot be read"):
+        checkpoint.load_measured(place, other, CPU, averaged=True)
+
+
+def test_a_checkpoint_from_before_there_were_more_fields_is_read(tmp_path):
+    model, updater = trained()
+    place = checkpoint.save(tmp_path, model, updater, checkpoint.State(step=5))
+    values = read_json(place / "state.json")
+    for name in ("optimizer", "scaling", "plateau", "skipped_steps"):
+        del values[name]
+    (place / "state.json").write_text(json.dumps(values))
+    assert checkpoint.restore(place, model, updater, CPU) == checkpoint.State(step=5)
 
 
 def test_only_the_newest_is_kept_and_partial_ones_do_not_count(tmp_path):

@@ -9,6 +9,7 @@ applied after each word.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,10 +23,23 @@ def uniform(seed: int, use: str, epochs: Tensor, samples: Tensor) -> Tensor:
     `use` names what the draw is for, so that two operations never share one; `epochs` and `samples` are
     int64 (B,). Returns float32 (B,) on their device.
     """
-    state = _mix(torch.full_like(samples, zlib.crc32(use.encode())) ^ (seed & _MASK))
-    state = _mix(state ^ (seed >> 32 & _MASK))
-    state = _mix(state ^ (epochs & _MASK))
-    state = _mix(state ^ (samples & _MASK))
+    return uniforms(streams(seed, [use]).to(samples.device), epochs, samples)[0]
+
+
+def streams(seed: int, uses: Sequence[str]) -> Tensor:
+    """Where the draws for each of `uses` begin, for `uniforms`: int64 (U, 1)."""
+    state = torch.tensor([zlib.crc32(use.encode()) for use in uses], dtype=torch.int64)[:, None]
+    state = _mix(state ^ (seed & _MASK))
+    return _mix(state ^ (seed >> 32 & _MASK))
+
+
+def uniforms(begin: Tensor, epochs: Tensor, samples: Tensor) -> Tensor:
+    """What `uniform` draws, for many uses at once: float32 (U, B).
+
+    `begin` is what `streams` gives, `epochs` int64 (B,) or (U, B), `samples` int64 (B,).
+    """
+    state = _mix(begin ^ (epochs & _MASK))
+    state = _mix(state ^ (samples & _MASK))  # (U, B)
     return (state >> 8).to(torch.float32) * 2.0**-24
 
 

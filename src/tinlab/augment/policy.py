@@ -1,26 +1,46 @@
-"""A recipe's operations, applied to a batch of stored images in one resample and one multiplication.
+"""A recipe's operations, applied to a batch of stored images: one resample and one multiplication, however
+many there are.
 
-Cropping, resizing and mirroring move rows and columns independently, so an image's resample is two small
-matrices, one for its rows and one for its columns: a batched matrix product, which every device is fastest
-at, with the antialiasing that a smaller training size needs.
+The stages, in which the operations run whatever their order in the list; within a stage the list decides:
+
+1. tables (gamma, posterise, …) on the stored values: they are exact only there, and hold for single values,
+   which a change of place leaves alone;
+2. geometry, the flips last: one resample;
+3. colour and the normalisation: one multiplication, then the clamp to 0..255. A colour matrix and a resample
+   are both linear, so they could change places; only the clamp could not;
+4. filters (blur, sharpness), which look at neighbours and so come after the resample;
+5. noise, which no filter may smooth, and another clamp;
+6. boxes that are covered (cutout, random erasing);
+7. mixing with the partner, which needs images that are ready.
+
+What an operation knows of its image (the mean, the histogram) it knows of the stored one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tinlab.augment import draws
-from tinlab.recipe import Flip, Operation, RandomResizedCrop
+from tinlab.augment import colour, draws, erase, filters, geometry, mix, noise, tables
+from tinlab.augment.strengths import Drawn, Strengths
+from tinlab.data.batches import Batch
+from tinlab.recipe import Operation
+from tinlab.recipe import operations as ops
+
+_FILTERS = (ops.Blur, ops.Sharpness)
+_NOISE = (ops.GaussianNoise, ops.SaltNoise)
+_BOXES = (ops.Cutout, ops.RandomErasing)
+_OVERSHOOTING = (ops.Sharpness, ops.GaussianNoise)
 
 
 class Policy:
     """Operations and the normalisation, ready to be applied: uint8 images in, the network's input out.
 
     `mean` and `std` are float (3,), for values scaled to 0..1, on the device that the images will be on.
+    `str(policy)` lists the operations with their ranges.
     """
 
     def __init__(self, operations: Sequence[Operation], mean: Tensor, std: Tensor, seed: int) -> None:
@@ -28,87 +48,236 @@ class Policy:
         self.seed = seed
         self.scale = (1 / (255 * std)).to(torch.float32)  # (3,)
         self.shift = (-mean / std).to(torch.float32)  # (3,)
+        self._strengths = Strengths(self.operations, seed)
+        self._resampling = next(
+            (o for o in self.operations if isinstance(o, ops.Resampling)), ops.Resampling()
+        )
+        self._mixing = [o for o in self.operations if isinstance(o, ops.Mixup)]
+        self._mix_uses = draws.streams(seed, ["mix.choice", "mix.weight", "mix.x", "mix.y"]).to(mean.device)
+        self._quantiles = [mix.beta_table(o.alpha).to(mean.device) for o in self._mixing]
+        self._bank: Tensor | None = None
+        simple = self._strengths.simple
+        self._outside = geometry.looks_outside(simple)
+        colour_fill = not isinstance(self._resampling.fill, str)
+        self._aligned = geometry.is_aligned(simple) and not (self._outside and colour_fill)
+        self._bends = any(isinstance(o, ops.Perspective) for o in simple)
+        self._needs_mean = colour.needs_mean(simple)
+        # Whatever follows geometry wants each channel by itself; without it, images stay as they lie.
+        later = (*colour.COLOUR, *_FILTERS, *_NOISE, *_BOXES)
+        self._planar = not self._aligned or any(isinstance(o, later) for o in simple)
+        bicubic = self._resampling.interpolation == "bicubic"
+        self._leaves_range = bicubic or any(isinstance(o, colour.COLOUR) for o in simple)
+        self._planar |= bicubic
+        self._overshoots = any(isinstance(o, _OVERSHOOTING) for o in simple)
+        self._limits: list[list[float]] = []  # what black and white become in each channel
+        if self._leaves_range or self._overshoots:
+            self._limits = torch.stack([self.shift, 255 * self.scale + self.shift], 1).tolist()
 
-    def apply(self, images: Tensor, epochs: Tensor, samples: Tensor, size: int) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, 3, size, size) in channels-last memory.
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.operations)) or "nothing"
 
-        `epochs` and `samples` are int64 (B,): which pass over the data, and which image, each one is.
+    def inputs(self, batch: Batch, size: int) -> tuple[Tensor, Batch]:
+        """The network's inputs, and the batch with the labels that belong to them."""
+        x = self.apply(batch.images, batch.epochs, batch.samples, size, batch.variants)
+        return self.mix(x, batch)
+
+    def apply(
+        self, images: Tensor, epochs: Tensor, samples: Tensor, size: int, variants: Tensor | None = None
+    ) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, 3, size, size) in channels-last memory, without mixing.
+
+        `epochs` and `samples` are int64 (B,): which pass over the data, and which image, each one is;
+        `variants` says which fixed copy of it, as in `Batch`.
         """
-        height, width = images.shape[1:3]
-        boxes, flipped = self._draw(epochs, samples, height, width)
-        if boxes is None and (height, width) == (size, size):
-            x = images
-            if flipped is not None:
-                x = torch.where(flipped[:, None, None, None], x.flip(2), x)
+        return self.run(images, self.draw(epochs, samples, variants), samples, size)
+
+    def draw(self, epochs: Tensor, samples: Tensor, variants: Tensor | None = None) -> list[Drawn]:
+        """What each operation does to each image, for `run` and for whoever shows it."""
+        return self._strengths.draw(epochs, samples, variants)
+
+    def run(self, images: Tensor, drawn: list[Drawn], samples: Tensor, size: int) -> Tensor:
+        """Do what was drawn: uint8 (B, H, W, 3) -> float32 (B, 3, size, size) in channels-last memory."""
+        images = _look_up(images, drawn)
+        mean = colour.mean_colour(images) if self._needs_mean else None
+        x = self._geometry(images, drawn, samples, size)
+        if not self._planar:
             return self.normalise(x)
-        if boxes is None:
-            boxes = images.new_tensor([[0.0, 0.0, height, width]], dtype=torch.float32)
-            boxes = boxes.expand(len(images), 4)
-        top, left, bottom, right = boxes.unbind(1)
-        if flipped is not None:
-            left, right = torch.where(flipped, right, left), torch.where(flipped, left, right)
-        return self.normalise(resample(images, (top, bottom), (left, right), size))
+        x = colour.multiply(x, colour.matrices(drawn, mean, samples), self.scale, self.shift)
+        if self._leaves_range:
+            x = colour.clamp(x, self._limits)
+        for change in drawn:
+            x = self._filter(x, change, size / images.shape[1])
+        for change in drawn:
+            x = self._noise(x, change)
+        if self._overshoots:
+            x = colour.clamp(x, self._limits)
+        for change in drawn:
+            x = self._cover(x, change)
+        return x.contiguous(memory_format=torch.channels_last)
 
     def normalise(self, x: Tensor) -> Tensor:
         """(B, H, W, 3) in 0..255 -> float32 (B, 3, H, W) in channels-last memory."""
-        x = torch.addcmul(self.shift, x.to(torch.float32), self.scale)
-        return x.permute(0, 3, 1, 2)  # (B, 3, H, W); the memory is still (B, H, W, 3)
+        batch, height, width, _ = x.shape
+        # By whole rows, which a CPU is faster at than by triples.
+        rows = x.reshape(batch, height, width * 3).to(torch.float32)
+        x = torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width))
+        return x.view(batch, height, width, 3).permute(
+            0, 3, 1, 2
+        )  # (B, 3, H, W); the memory is still (B, H, W, 3)
 
-    def _draw(
-        self, epochs: Tensor, samples: Tensor, height: int, width: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """A box (top, left, bottom, right) in pixels a sample, float32 (B, 4), and whether it is mirrored."""
-        boxes = flipped = None
-        for place, operation in enumerate(self.operations):
+    def mix(self, x: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+        """Mix inputs with their partners, and give the batch both labels, where the policy says so."""
+        if not self._mixing:
+            return x, batch
+        choice, u, left, top = draws.uniforms(self._mix_uses, batch.epochs, batch.samples)
+        partners = mix.partners(len(x), x.device)
+        others = x.index_select(0, partners)
+        weights = torch.ones_like(u)
+        below = 0.0
+        for operation, quantiles in zip(self._mixing, self._quantiles, strict=True):
+            here = (choice >= below) & (choice < below + operation.probability)
+            below += operation.probability
+            wanted = torch.where(here, mix.beta(u, quantiles, operation.alpha), 1.0)
+            if isinstance(operation, ops.Cutmix):
+                x, left_over = mix.cutmix(x, others, wanted, left, top)
+            else:
+                x, left_over = mix.mixup(x, others, wanted), wanted
+            weights = torch.where(here, left_over, weights)
+        return x, replace(batch, others=batch.labels[partners], weights=weights)
 
-            def draw(use: str, place: int = place) -> Tensor:
-                return draws.uniform(self.seed, f"{place}.{use}", epochs, samples)
+    def _geometry(self, images: Tensor, drawn: list[Drawn], samples: Tensor, size: int) -> Tensor:
+        """The resample: (B, size, size, 3), or float32 (B, 3, size, size) where `_planar`."""
+        height, width = images.shape[1:3]
+        matrix = geometry.matrices(drawn, height, width)  # (B, 3, 3)
+        across = geometry.flips(drawn, "left_right", samples)
+        down = geometry.flips(drawn, "up_down", samples)
+        if matrix is None and (height, width) == (size, size):
+            for mirrored, axis in ((across, 2), (down, 1)):
+                if mirrored is not None:
+                    images = torch.where(mirrored[:, None, None, None], images.flip(axis), images)
+            return _planes(images) if self._planar else images
+        how = self._resampling
+        if self._aligned:
+            if matrix is None:
+                matrix = torch.eye(3, device=images.device).expand(len(images), 3, 3)
+            (top, bottom), (left, right) = geometry.boxes(matrix, height, width)
+            if across is not None:
+                left, right = torch.where(across, right, left), torch.where(across, left, right)
+            if down is not None:
+                top, bottom = torch.where(down, bottom, top), torch.where(down, top, bottom)
+            fill = how.fill if self._outside and isinstance(how.fill, str) else None
+            x = geometry.resample(
+                images, (top, bottom), (left, right), size, fill=fill, interpolation=how.interpolation
+            )
+            return _planes(x) if self._planar else x
+        assert matrix is not None
+        if size < min(height, width):
+            images, matrix = _shrunk(images, matrix, size)
+        for mirrored, column in ((across, 0), (down, 1)):
+            if mirrored is not None:
+                matrix[:, :, column] *= torch.where(mirrored, -1.0, 1.0)[:, None]
+        planes = images.permute(0, 3, 1, 2).contiguous()
+        return geometry.warp(
+            planes, matrix, size, fill=how.fill, interpolation=how.interpolation, bends=self._bends
+        )
 
-            match operation:
-                case Flip(probability=probability):
-                    mirror = draw("flip") < probability
-                    flipped = mirror if flipped is None else flipped ^ mirror
-                case RandomResizedCrop(area=area, aspect=aspect):
-                    if boxes is not None:
-                        raise ValueError("a policy has at most one random_resized_crop")
-                    share = area[0] + (area[1] - area[0]) * draw("area")
-                    low, high = math.log(aspect[0]), math.log(aspect[1])
-                    ratio = torch.exp(low + (high - low) * draw("aspect"))
-                    box_height = (height * torch.sqrt(share / ratio)).clamp(1, height)
-                    box_width = (width * torch.sqrt(share * ratio)).clamp(1, width)
-                    top = (height - box_height) * draw("top")
-                    left = (width - box_width) * draw("left")
-                    boxes = torch.stack([top, left, top + box_height, left + box_width], dim=1)  # (B, 4)
-        return boxes, flipped
+    def _filter(self, x: Tensor, change: Drawn, zoom: float) -> Tensor:
+        if isinstance(change.operation, ops.Blur):
+            most = change.operation.sigma_pixels[1] * zoom
+            return _where_active(x, change, lambda some, of: filters.blur(some, of["sigma"] * zoom, most))
+        if isinstance(change.operation, ops.Sharpness):
+            return _where_active(x, change, lambda some, of: filters.sharpen(some, of["factor"]))
+        return x
+
+    def _noise(self, x: Tensor, change: Drawn) -> Tensor:
+        shape = x.shape[1:]
+        if isinstance(change.operation, ops.GaussianNoise):
+            planes = (1, *shape[1:]) if change.operation.grey else tuple(shape)
+
+            def add(some: Tensor, of: dict[str, Tensor]) -> Tensor:
+                deviation = of["deviation"][:, None] * self.scale  # (B, 3)
+                return torch.addcmul(some, self._pieces(of["start"], planes), deviation[:, :, None, None])
+
+            return _where_active(x, change, add)
+        if isinstance(change.operation, ops.SaltNoise):
+
+            def salt(some: Tensor, of: dict[str, Tensor]) -> Tensor:
+                grains = self._pieces(of["start"], (1, *shape[1:]))
+                return noise.salt(some, of["share"], grains, self.shift, 255 * self.scale + self.shift)
+
+            return _where_active(x, change, salt)
+        return x
+
+    def _cover(self, x: Tensor, change: Drawn) -> Tensor:
+        operation = change.operation
+        if not isinstance(operation, _BOXES):
+            return x
+
+        def cover(some: Tensor, of: dict[str, Tensor]) -> Tensor:
+            covered = erase.inside(erase.box_of(operation, of), some.shape[2])
+            if operation.fill == "mean":
+                return some.masked_fill(covered, 0.0)
+            if operation.fill == "noise":
+                levels = 127.5 + 64 * self._pieces(of["start"], tuple(some.shape[1:]))
+                return torch.where(covered, self._normalised(levels.clamp_(0, 255)), some)
+            return torch.where(
+                covered, self._normalised(geometry.constant(operation.fill, some.device)[:, None, None]), some
+            )
+
+        return _where_active(x, change, cover)
+
+    def _normalised(self, levels: Tensor) -> Tensor:
+        return torch.addcmul(self.shift[:, None, None], levels, self.scale[:, None, None])
+
+    def _pieces(self, start: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Normal noise (B, *shape)."""
+        longest = torch.Size(shape).numel()
+        if self._bank is None or len(self._bank) < noise.BANK + longest:
+            self._bank = noise.bank(self.seed, longest).to(start.device)
+        return noise.pieces(self._bank, start, shape)
 
 
-def resample(
-    images: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], size: int
+def _planes(images: Tensor) -> Tensor:
+    """(B, H, W, 3) -> float32 (B, 3, H, W), each channel by itself in memory."""
+    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def _shrunk(images: Tensor, matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The images at the training size, antialiased, and the matrices for them."""
+    batch, height, width = images.shape[:3]
+    edges = [images.new_full((batch,), side, dtype=torch.float32) for side in (0, height, width)]
+    images = geometry.resample(images, (edges[0], edges[1]), (edges[0], edges[2]), size)
+    zoom = geometry.constant((size / width, size / height, 1.0), matrix.device)
+    return images, zoom[:, None] * matrix / zoom
+
+
+def _look_up(images: Tensor, drawn: list[Drawn]) -> Tensor:
+    """Stage 1: tables, on the images that have one."""
+    changes = [change for change in drawn if isinstance(change.operation, tables.TABLES)]
+    if not changes:
+        return images
+    masks = [change.active for change in changes if change.active is not None]
+    if len(masks) < len(changes) or images.device.type != "cpu":
+        return tables.look_up(images, tables.tables(changes, images))
+    rows = torch.stack(masks).any(0).nonzero()[:, 0]
+    if not len(rows):
+        return images
+    some = images.index_select(0, rows)
+    return images.index_copy(0, rows, tables.look_up(some, tables.tables(changes, some, rows)))
+
+
+def _where_active(
+    x: Tensor, change: Drawn, function: Callable[[Tensor, dict[str, Tensor]], Tensor]
 ) -> Tensor:
-    """Stretch a box of each image to size x size, bilinearly and antialiased.
+    """`function` of the images, and their values, on which the operation is active; `x` may be changed.
 
-    (B, H, W, 3) -> float32 (B, size, size, 3), in the same range. `rows` and `columns` are the box's (start,
-    end) in pixels, each (B,); an end before its start mirrors.
+    On a CPU the others are left out. Elsewhere asking which they are would make the host wait, and all are
+    done: an operation's neutral values change nothing.
     """
-    batch, height, width, channels = images.shape
-    by_rows = _weights(*rows, height, size)  # (B, size, H)
-    by_columns = _weights(*columns, width, size)  # (B, size, W)
-    x = images.to(torch.float32).view(batch, height, width * channels)
-    x = torch.bmm(by_rows, x)  # (B, size, W * 3)
-    x = x.view(batch, size, width, channels).transpose(1, 2).reshape(batch, width, size * channels)
-    x = torch.bmm(by_columns, x)  # (B, size across, size down * 3)
-    return x.view(batch, size, size, channels).transpose(1, 2).contiguous()
-
-
-def _weights(start: Tensor, end: Tensor, inputs: int, outputs: int) -> Tensor:
-    """What each input pixel gives to each output pixel along one axis: (B, outputs, inputs); rows sum to 1.
-
-    A triangle filter, as wide as an output pixel where that covers more than one input pixel (antialiasing).
-    """
-    step = (end - start) / outputs  # (B,) input pixels an output pixel; negative mirrors
-    places = torch.arange(outputs, device=start.device) + 0.5
-    centres = start[:, None] + places * step[:, None]  # (B, outputs)
-    pixels = torch.arange(inputs, device=start.device) + 0.5
-    reach = step.abs().clamp(min=1)[:, None, None]  # (B, 1, 1)
-    weights = (1 - (pixels - centres[:, :, None]).abs() / reach).clamp(min=0)  # (B, outputs, inputs)
-    return weights / weights.sum(dim=2, keepdim=True)
+    if change.active is None or x.device.type != "cpu":
+        return function(x, change.values)
+    rows = change.active.nonzero()[:, 0]
+    if not len(rows):
+        return x
+    values = {name: value.index_select(0, rows) for name, value in change.values.items()}
+    return x.index_copy_(0, rows, function(x.index_select(0, rows), values))

@@ -18,26 +18,42 @@ from tinlab.errors import TinlabError
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` uint8 (B, H, W, 3), `labels`, `samples` (row in the split) and `epochs` int64 (B,)."""
+    """`images` uint8 (B, H, W, 3), `labels`, `samples` (row in the split) and `epochs` int64 (B,).
+
+    `variants` int64 (B,) says which fixed copy of its row an image is, from 1, or 0 for the row itself; None:
+    there are no copies. Mixed images have a second label each, `others` int64 (B,), and the share of the
+    first one, `weights` float32 (B,).
+    """
 
     images: Tensor
     labels: Tensor
     samples: Tensor
     epochs: Tensor
+    variants: Tensor | None = None
+    others: Tensor | None = None
+    weights: Tensor | None = None
 
 
 class Batches:
     """The endless stream of training batches over some rows of a split.
 
-    The images stay memory-mapped, or lie on the device where that is a GPU.
+    The images stay memory-mapped, or lie on the device where that is a GPU. A row may be there several times,
+    as fixed copies that `variants`, int64 and as long as `rows`, tells apart.
     """
 
     def __init__(
-        self, split: Split, rows: np.ndarray, batch_size: int, seed: int, device: torch.device
+        self,
+        split: Split,
+        rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        variants: np.ndarray | None = None,
     ) -> None:
         if len(rows) == 0:
             raise TinlabError(f"{split.pack.path} has no images in {split.name} to train on")
         self.rows = rows
+        self.variants = variants
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
@@ -51,11 +67,11 @@ class Batches:
         """The batch of step `step`, counted from 0."""
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(places, len(self.rows))
-        samples = np.empty_like(places)
+        chosen = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            samples[here] = self._order(int(epoch))[places[here]]
-        samples = self.rows[samples]
+            chosen[here] = self._order(int(epoch))[places[here]]
+        samples = self.rows[chosen]
         on_device = torch.from_numpy(samples).to(self.device)
         if isinstance(self._images, Tensor):
             images = self._images[on_device]
@@ -66,6 +82,9 @@ class Batches:
             labels=torch.from_numpy(self._labels[samples]).to(self.device),
             samples=on_device,
             epochs=torch.from_numpy(epochs).to(self.device),
+            variants=None
+            if self.variants is None
+            else torch.from_numpy(self.variants[chosen]).to(self.device),
         )
 
     def _order(self, epoch: int) -> np.ndarray:

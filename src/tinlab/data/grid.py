@@ -30,20 +30,21 @@ def grid(
     columns: int,
     scale: int = 2,
     title: str | None = None,
+    caption_lines: int = 2,
 ) -> Image.Image:
     """A page of images, `columns` to a row, each with its caption beneath, and a title above.
 
     `images` are uint8, (N, height, width, 3) or N arrays (height, width, 3) of one shape; every pixel
     becomes a square of `scale` pixels, so nothing is smoothed. `captions` are N strings; what does not fit on
-    two lines is cut with an ellipsis. Raises TinlabError for no images, counts that differ, other shapes or
-    types, numbers below 1, or a page beyond 250 million pixels.
+    `caption_lines` is cut with an ellipsis. Raises TinlabError for no images, counts that differ, other
+    shapes or types, numbers below 1, or a page beyond 250 million pixels.
     """
     tiles = _checked(images, captions, columns, scale)
     page = _Page(scale, title)
     height, width = tiles.shape[1] * scale, tiles.shape[2] * scale  # of an image on the page
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    wrapped = [page.wrap(caption, width, 2) for caption in captions]
+    wrapped = [page.wrap(caption, width, caption_lines) for caption in captions]
     step_x = width + page.gap
     step_y = height + page.gap // 2 + page.line * max(map(len, wrapped)) + page.gap
     page.open(columns * step_x - page.gap, rows * step_y - page.gap)

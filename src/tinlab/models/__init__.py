@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from tinlab import recipe
 from tinlab.errors import TinlabError
 from tinlab.models import resnet, shcherbina, standard, trinext, weights, yu, zoo
 from tinlab.models.dropconnect import add_dropconnect
-from tinlab.models.fits import fits
+from tinlab.models.fits import fits, outline
 from tinlab.models.initialise import initialise
 from tinlab.models.network import Network
 
@@ -49,6 +48,21 @@ def check(knobs: recipe.Model, classes: int, *, image_size: int, train_sizes: It
     fits(knobs.name, partial(build, knobs, classes, image_size=image_size), sizes, classes)
 
 
+def check_weights(knobs: recipe.Model, classes: int, *, image_size: int) -> None:
+    """Raise TinlabError where the weights that `knobs` name, if any, cannot be had or do not fit.
+
+    Fetches published ones, which is why it is apart from `check`.
+    """
+    if knobs.weights is not None:
+        model = sketch(knobs, classes, image_size=image_size)
+        weights.load_into(model, find(knobs.name, image_size), knobs, image_size=image_size)
+
+
+def sketch(knobs: recipe.Model, classes: int, *, image_size: int = 64) -> nn.Module:
+    """The network that `knobs` describe, on the meta device: layers and shapes without values."""
+    return outline(partial(build, knobs, classes, image_size=image_size))
+
+
 def build(knobs: recipe.Model, classes: int, *, image_size: int = 64) -> nn.Module:
     """The network that `knobs` describe, with weights drawn from torch's generator: (B, 3, H, W) -> (B,
     classes).
@@ -60,14 +74,6 @@ def build(knobs: recipe.Model, classes: int, *, image_size: int = 64) -> nn.Modu
     model = network.build(network.resolve(knobs), classes)
     add_dropconnect(model, knobs.dropconnect)
     return model
-
-
-def find_weights(knobs: recipe.Model, image_size: int) -> Path | None:
-    """The file that `knobs.weights` names, fetched where it has to be; None where they name none.
-
-    Raises TinlabError where it cannot be had.
-    """
-    return None if knobs.weights is None else weights.find_file(find(knobs.name, image_size), knobs)
 
 
 def begin(model: nn.Module, knobs: recipe.Model, images: Tensor) -> weights.Loaded | None:

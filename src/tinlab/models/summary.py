@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tinlab import models, recipe
 from tinlab.errors import TinlabError
 from tinlab.models.depth import Survival, expected_blocks, residual_blocks
-from tinlab.models.fits import REFUSALS, outline, reason
+from tinlab.models.fits import REFUSALS, reason
 
 BATCH = 2
 """Images in the batch that is passed through; every count is then divided by it."""
@@ -61,7 +60,7 @@ def summarise(knobs: recipe.Model, classes: int, image_size: int) -> Summary:
     Raises TinlabError as `models.build` does, and where the network cannot take images of that size.
     """
     models.check(knobs, classes, image_size=image_size)
-    model = outline(partial(models.build, knobs, classes, image_size=image_size)).to(torch.bfloat16)
+    model = models.sketch(knobs, classes, image_size=image_size).to(torch.bfloat16)
     images = torch.empty(BATCH, 3, image_size, image_size, dtype=torch.bfloat16, device="meta")
     blocks = residual_blocks(model)
     expected = expected_blocks(model)

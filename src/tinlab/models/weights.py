@@ -183,12 +183,15 @@ def sha256_of(path: Path) -> str:
 
 
 def _file_at(path: Path) -> Path:
-    """`path`, or the newest weights in the run folder or checkpoint that `path` is."""
+    """`path`, or the newest weights in the run folder or checkpoint that `path` is: those that were measured,
+    which is the moving average where there is one."""
     if not path.exists():
         raise TinlabError(f"model.weights: there is no {path}; give 'imagenet', a file, or a run folder")
     if path.is_dir():
         folders = sorted(place for place in (path / "checkpoints").glob("step-*") if place.is_dir())
-        path = (folders[-1] if folders else path) / "model.safetensors"
+        place = folders[-1] if folders else path
+        averaged = place / "ema.safetensors"
+        path = averaged if averaged.is_file() else place / "model.safetensors"
         if not path.is_file():
             raise TinlabError(
                 f"model.weights: {path.parent} is no run with a checkpoint, nor one of its checkpoints; "

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from tinlab.errors import TinlabError
-from tinlab.recipe.knobs import Knobs, NotNegative, Positive
+from tinlab.recipe.knobs import Knobs, Positive
 from tinlab.recipe.model import (
     DropConnect,
     Gaussian,
@@ -29,12 +29,14 @@ from tinlab.recipe.model import (
     RandomWalk,
     Xavier,
 )
-from tinlab.recipe.operations import Flip, Operation, RandomResizedCrop
+from tinlab.recipe.operations import Flip, Operation, RandomResizedCrop, fit_together
+from tinlab.recipe.policies import POLICIES, named
+from tinlab.recipe.training import Compute, Optimizer, Schedule
 
 __all__ = [
-    "Compute", "Data", "DropConnect", "Flip", "Gaussian", "He", "Init", "Loss", "Lsuv", "Model", "Operation",
-    "Optimizer", "Orthogonal", "Paper", "Penalty", "Provenance", "RandomResizedCrop", "RandomWalk", "Recipe",
-    "Schedule", "Xavier", "changed", "parse_recipe", "read_recipe",
+    "POLICIES", "Compute", "Data", "DropConnect", "Flip", "Gaussian", "He", "Init", "Loss", "Lsuv", "Model",
+    "Operation", "Optimizer", "Orthogonal", "Paper", "Penalty", "Provenance", "RandomResizedCrop",
+    "RandomWalk", "Recipe", "Schedule", "Xavier", "changed", "parse_recipe", "read_recipe",
 ]  # fmt: skip
 
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
@@ -63,69 +65,11 @@ class Data(Knobs):
         return self
 
 
-class Optimizer(Knobs):
-    """How a gradient becomes an update."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    peak_lr: Positive = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """SGD's momentum, or AdamW's beta 1."""
-    nesterov: bool = False
-    weight_decay: NotNegative = 1e-4
-    decay_weights_only: bool = False
-    """Leave biases and the scales and shifts of batch norm out of weight decay."""
-
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> Self:
-        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
-            raise ValueError("nesterov needs sgd with a momentum above 0")
-        return self
-
-
-class Schedule(Knobs):
-    """How long, and how the learning rate changes. Exactly one of `epochs` and `steps` is given."""
-
-    epochs: Positive | None = None
-    steps: Annotated[int, Field(gt=0)] | None = None
-    batch_size: Annotated[int, Field(gt=0)] = 128
-    shape: Literal["constant", "step", "cosine", "linear"] = "cosine"
-    """After the warm-up: constant; times `factor` at each milestone; along a cosine to zero; along a line."""
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps in which the learning rate climbs linearly to its peak."""
-    milestone_steps: tuple[Annotated[int, Field(gt=0)], ...] = ()
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of epochs and steps, and null for the other")
-        if (self.shape == "step") != bool(self.milestone_steps):
-            raise ValueError("milestone_steps goes with shape 'step', and 'step' needs it")
-        return self
-
-    def total_steps(self, train_images: int) -> int:
-        """Number of updates, each on `batch_size` images drawn from `train_images`."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, round(self.epochs * train_images / self.batch_size))
-
-
 class Loss(Knobs):
     """Cross-entropy, and what is added to it."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     penalties: tuple[Penalty, ...] = ()
-
-
-class Compute(Knobs):
-    """How the arithmetic is done; it decides the last digits of a result."""
-
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """`bf16`: autocast, with float32 weights and batch-norm statistics."""
-    channels_last: bool = True
-    compile: bool = False
-    """Train through torch.compile; pays after some minutes."""
 
 
 class Paper(Knobs):
@@ -154,7 +98,8 @@ class Recipe(Knobs):
     provenance: dict[str, Provenance] = Field(default_factory=dict)
     """Field path -> where its value comes from, for recipes of a paper."""
     data: Data = Data()
-    augment: tuple[Operation, ...] = ()
+    augment: Annotated[tuple[Operation, ...], BeforeValidator(named), AfterValidator(fit_together)] = ()
+    """Operations, or the name of a policy, which stands for its operations; 'tinlab augment' lists them."""
     model: Model = Model()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
@@ -175,6 +120,24 @@ class Recipe(Knobs):
                 value = value[part]
         return self
 
+    @model_validator(mode="after")
+    def _momentum_can_fall(self) -> Self:
+        low = self.schedule.low_momentum
+        if low is not None and low > self.optimizer.momentum:
+            raise ValueError(
+                f"schedule.low_momentum {low:g} is above optimizer.momentum {self.optimizer.momentum:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _val_selects_nothing(self) -> Self:
+        if self.schedule.shape == "plateau" and self.data.train_split != "train":
+            raise ValueError(
+                "schedule.shape 'plateau' watches the loss on tune, which is trained on here; "
+                "set data.train_split to 'train'"
+            )
+        return self
+
     @property
     def digest(self) -> str:
         """SHA-256, 12 hex digits, of the fields that decide the result: names and sources are left out.
@@ -182,7 +145,9 @@ class Recipe(Knobs):
         So are fields at their defaults, so that a field that is added later leaves the digests of what was
         measured before as they are. In return a default must never change.
         """
-        apart = {"name", "summary", "paper", "provenance", "evaluate_every_epochs"}
+        apart = {"name", "summary", "paper", "provenance"}
+        if self.schedule.shape != "plateau":  # which counts evaluations
+            apart.add("evaluate_every_epochs")
         deciding = {name: value for name, value in _changed_fields(self).items() if name not in apart}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tinlab import models
 from tinlab.errors import TinlabError
-from tinlab.recipe import Recipe, read_recipe
-from tinlab.recipes import demo, fast, ma, sun
+from tinlab.models.network import EVERYWHERE
+from tinlab.recipe import Model, Recipe, changed, read_recipe
+from tinlab.recipes import demo, fast, ma, sun, yu
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo.demo,
@@ -16,6 +18,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "sun_vanilla": sun.sun_vanilla,
     "ma_overfit": ma.ma_overfit,
     "ma_overfit_failing": ma.ma_overfit_failing,
+    "yu_resnet20": yu.yu_resnet20,
 }
 
 
@@ -33,3 +36,25 @@ def find(name: str) -> Recipe:
         return read_recipe(path)
     near = difflib.get_close_matches(name, RECIPES, n=3) or list(RECIPES)
     raise TinlabError(f"there is no recipe '{name}'; try {', '.join(near)} ('tinlab recipes' lists all)")
+
+
+def with_changes(recipe: Recipe, assignments: Iterable[str]) -> tuple[Recipe, tuple[str, ...]]:
+    """`recipe` with each `path=value` applied, as `tinlab.recipe.changed` does, and the fields left out.
+
+    Where the network becomes another one, the recipe's values of fields that this one does not have are left
+    out, unless they are assigned here too. Raises TinlabError that names the field.
+    """
+    assignments = tuple(assignments)
+    new = changed(recipe, assignments)
+    if new.model.name == recipe.model.name:
+        return new, ()
+    options = models.find(new.model.name).options
+    assigned = {assignment.partition("=")[0] for assignment in assignments}
+    foreign = tuple(
+        f"model.{name}"
+        for name in Model.model_fields
+        if name not in (*EVERYWHERE, *options)
+        and getattr(new.model, name) is not None
+        and f"model.{name}" not in assigned
+    )
+    return changed(new, [f"{path}=null" for path in foreign]), foreign

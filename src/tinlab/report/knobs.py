@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
+from tinlab import models
+from tinlab.errors import TinlabError
+from tinlab.recipe import Recipe
+
 PROSE = ("name", "summary", "notes", "paper", "provenance")
 """Fields that the page words elsewhere."""
+
+SAID = "in words"
+"""Where an operation holds its values as they are to be shown."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,22 @@ def knob_groups(recipe: dict[str, Any]) -> list[KnobGroup]:
     return [*groups, KnobGroup("other", tuple(other))] if other else groups
 
 
+def with_own_values(recipe: dict[str, Any]) -> dict[str, Any]:
+    """`recipe` with the network's own values where its model part says None, without what it lacks, and with
+    its operations in words.
+
+    A recipe that this tinlab cannot read, or whose network is not there any more, comes back as it is.
+    """
+    try:
+        read = Recipe.model_validate(recipe)
+        resolved = models.find(read.model.name).resolve(read.model).model_dump(mode="json")
+    except (TinlabError, ValidationError):
+        return recipe
+    model = {name: value for name, value in resolved.items() if value not in (None, [])}
+    lines = [line.strip().partition(", ") for operation in read.augment for line in operation.lines()]
+    return {**recipe, "model": model, "augment": [{"kind": head, SAID: rest} for head, _, rest in lines]}
+
+
 def provenance_counts(recipe: dict[str, Any]) -> dict[str, int]:
     """How many fields are stated, inferred, assumed or changed."""
     sources = _sources(recipe)
@@ -74,7 +99,8 @@ def _rows(value: Any, path: str, prefix: str, sources: dict[str, Any]) -> list[K
         for place, item in enumerate(value, start=1):
             fields = dict(item) if isinstance(item, dict) else {"": item}
             name = _label(str(fields.pop("kind", fields.pop("name", ""))))
-            rows.append(Knob(f"{place}. {name}".strip(), shown(fields)))
+            value = fields[SAID] if SAID in fields else shown(fields)
+            rows.append(Knob(f"{place}. {name}".strip(), value))
         return rows
     rows = []
     for name, field in value.items():

@@ -19,7 +19,7 @@ from tinlab.files import write_text
 from tinlab.report import wording
 from tinlab.report.examples import Examples, matching_split
 from tinlab.report.figures import Series, line_chart, reliability_chart, sorted_bars, thinned
-from tinlab.report.knobs import knob_groups, provenance_counts, shown
+from tinlab.report.knobs import knob_groups, provenance_counts, shown, with_own_values
 from tinlab.report.record import Point, RunRecord, number, read_run
 
 HERE = Path(__file__).parent
@@ -112,7 +112,7 @@ def _content(record: RunRecord, pack: Pack | None) -> dict[str, Any]:
         "points": record.held_out,
         "gap": wording.gap_sentence(record),
         "comparison": _comparison(record, metrics),
-        "groups": knob_groups(record.recipe),
+        "groups": knob_groups(with_own_values(record.recipe)),
         "provenance": provenance_counts(record.recipe),
         "predictions": record.predictions,
         "metrics": metrics,
@@ -192,6 +192,10 @@ def _tiles(record: RunRecord, metrics: Metrics | None) -> list[tuple[str, str, s
     if parameters is not None:
         short = f"{parameters / 1e6:.2f} M" if parameters >= 1e6 else f"{parameters / 1e3:.1f} k"
         tiles.append(("Parameters", short, f"{parameters:,.0f}"))
+    blocks, ran = number(result.get("blocks")), number(result.get("measured_blocks"))
+    expected = number(result.get("expected_blocks"))
+    if blocks is not None and ran is not None and expected is not None:
+        tiles.append(("Depth", f"{ran:.2f} of {blocks:.0f}", f"blocks a step; {expected:.2f} expected"))
     return tiles
 
 

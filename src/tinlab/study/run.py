@@ -107,7 +107,7 @@ def check(recipes: Iterable[Recipe], settings: Settings, device: str | None) -> 
     for recipe in recipes:
         try:
             recipe_fits(recipe, pack)
-            models.find_weights(recipe.model, pack.info.image_size)
+            models.check_weights(recipe.model, len(pack.info.classes), image_size=pack.info.image_size)
         except TinlabError as error:
             raise TinlabError(f"{recipe.name}: {error}") from error
 

@@ -2,8 +2,11 @@
 
     RUN/checkpoints/step-00001000/
         model.safetensors        parameters and buffers
-        optimizer.safetensors    momentum and the like, named STATE/PARAMETER
-        state.json               step, clocks, the open window of the training curve
+        optimizer.safetensors    momentum and the like, named STATE/PARAMETER, or STATE/#GROUP
+        ema.safetensors          the moving average of the weights, where the recipe has one
+        lookahead.safetensors    slow weights, where the recipe has some
+        state.json               step, clocks, the open window of the training curve, loss scale, plateau,
+                                 and what the optimizer keeps as plain numbers
 
 A checkpoint is written beside its place, flushed and renamed into it, and only then is the one before it
 removed: a kill at any moment leaves at least one whole checkpoint. Nothing in it can run code.
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,13 @@ from torch import Tensor, nn
 
 from tinlab.errors import TinlabError
 from tinlab.files import flush_folder, read_json, write_json
+from tinlab.training.schedule import Plateau
+
+EMA = "ema"
+"""Name of the moving average among a checkpoint's files."""
+
+Beside = Mapping[str, Mapping[str, Tensor]]
+"""Weights beside the model's: name of the file -> name of the tensor -> tensor."""
 
 
 @dataclass
@@ -33,6 +44,7 @@ class State:
     `train_seconds` counts steps alone; `elapsed_seconds` also counts measuring and saving; both leave out
     the time in which the run was stopped. The window holds sums over the images since the curve's last point.
     `blocks_run` residual blocks ran in `depth_steps` steps, where stochastic depth drops some.
+    `optimizer` holds what it keeps as plain numbers, named as its tensors are; `scaling` is that of the loss.
     """
 
     step: int = 0
@@ -45,9 +57,15 @@ class State:
     window_seconds: float = 0.0
     blocks_run: float = 0.0
     depth_steps: int = 0
+    skipped_steps: int = 0
+    optimizer: dict[str, float] = field(default_factory=dict)
+    scaling: dict[str, float] = field(default_factory=dict)
+    plateau: Plateau = field(default_factory=Plateau)
 
 
-def save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> Path:
+def save(
+    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, beside: Beside | None = None
+) -> Path:
     """Write a checkpoint into folder `run` and remove the ones before it. Returns its folder."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +75,12 @@ def save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: S
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         _save_tensors(partial / "model.safetensors", model.state_dict())
-        _save_tensors(partial / "optimizer.safetensors", _optimizer_tensors(optimizer, model))
+        kept = dict(_kept(optimizer, model))
+        tensors = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
+        state.optimizer = {key: value for key, value in kept.items() if not isinstance(value, Tensor)}
+        _save_tensors(partial / "optimizer.safetensors", tensors)
+        for name, values in (beside or {}).items():
+            _save_tensors(partial / f"{name}.safetensors", values)
         write_json(partial / "state.json", asdict(state))
         partial.rename(place)
         flush_folder(folder)
@@ -72,25 +95,66 @@ def latest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def restore(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> State:
-    """Load checkpoint `place` into `model` and `optimizer`. Raises TinlabError where it is damaged."""
+def restore(
+    place: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    beside: Beside | None = None,
+) -> State:
+    """Load checkpoint `place` into `model`, `optimizer` and the tensors of `beside`.
+
+    Raises TinlabError where it is damaged.
+    """
     load_weights(place, model, device)
-    tensors = _load_tensors(place / "optimizer.safetensors", device)
+    try:
+        values = read_json(place / "state.json")
+        state = State(**{**values, "plateau": Plateau(**values.get("plateau", {}))})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TinlabError(f"{place / 'state.json'} cannot be read ({error}); remove {place}") from error
+    kept = {**_load_tensors(place / "optimizer.safetensors", device), **state.optimizer}
     names = dict(model.named_parameters())
+    groups = {f"#{number}": group for number, group in enumerate(optimizer.param_groups)}
+    group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
     optimizer.state.clear()
-    for key, value in tensors.items():
+    for key, value in kept.items():
         kind, _, name = key.partition("/")
+        if name in groups:
+            groups[name][kind] = value.cpu() if isinstance(value, Tensor) else value
+            continue
         if name not in names:
             raise TinlabError(f"{place} does not belong to this recipe: it has no parameter '{name}'")
         parameter = names[name]
-        if value.shape == parameter.shape:
-            # Fused updates walk memory, so the state takes its parameter's memory order.
-            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        if isinstance(value, Tensor):
+            if value.shape == parameter.shape:
+                # Fused updates walk memory, so the state takes its parameter's memory order.
+                value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            elif kind == "step" and not (
+                group_of[parameter].get("fused") or group_of[parameter].get("capturable")
+            ):
+                value = value.cpu()  # where all but fused kernels count
         optimizer.state[parameter][kind] = value
-    try:
-        return State(**read_json(place / "state.json"))
-    except (OSError, ValueError, TypeError) as error:
-        raise TinlabError(f"{place / 'state.json'} cannot be read ({error}); remove {place}") from error
+    for file, tensors in (beside or {}).items():
+        load_tensors(place, file, tensors, device)
+    return state
+
+
+@torch.no_grad()
+def load_tensors(place: Path, name: str, into: Mapping[str, Tensor], device: torch.device) -> None:
+    """Overwrite the tensors of `into` with the file called `name` of checkpoint `place`."""
+    found = _load_tensors(place / f"{name}.safetensors", device)
+    if {key: value.shape for key, value in found.items()} != {key: t.shape for key, t in into.items()}:
+        raise TinlabError(f"{place} does not belong to this recipe: {name}.safetensors has other tensors")
+    for key, tensor in into.items():
+        tensor.copy_(found[key])
+
+
+def load_measured(place: Path, model: nn.Module, device: torch.device, averaged: bool) -> None:
+    """Load into `model` the weights that are measured: the moving average, where `averaged`."""
+    if averaged:
+        load_tensors(place, EMA, model.state_dict(), device)
+    else:
+        load_weights(place, model, device)
 
 
 def load_weights(place: Path, model: nn.Module, device: torch.device) -> None:
@@ -106,17 +170,21 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+def _kept(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What `optimizer` keeps from step to step, of each parameter and of each group: (name, value)."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {}
     for parameter, state in optimizer.state.items():
         for kind, value in state.items():
             if value is not None:
-                tensors[f"{kind}/{names[parameter]}"] = value
-    return tensors
+                yield f"{kind}/{names[parameter]}", value
+    for number, group in enumerate(optimizer.param_groups):
+        for kind, value in group.items():
+            # Some of timm's count their steps here; everything else in a group is the recipe's.
+            if kind != "params" and kind not in optimizer.defaults:
+                yield f"{kind}/#{number}", value
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Memory order is not kept: safetensors wants each tensor dense, in the order of its dimensions."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     with path.open("rb") as file:

@@ -6,7 +6,8 @@ import json
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinlab import models, runs
+from tinlab.augment import mix
+from tinlab.augment.copies import with_copies
 from tinlab.augment.draws import seed_for_step
 from tinlab.augment.policy import Policy
 from tinlab.compute import autocast, place, resolve_device
@@ -28,8 +31,11 @@ from tinlab.files import write_json
 from tinlab.models.depth import count_blocks, expected_blocks, residual_blocks
 from tinlab.recipe import Recipe
 from tinlab.runs import Preprocessing, Run
-from tinlab.training import checkpoint, optimizer
+from tinlab.training import checkpoint, optimizer, schedule
+from tinlab.training.averaging import Lookahead, MovingAverage
 from tinlab.training.penalties import Penalties
+from tinlab.training.scaling import Scaling
+from tinlab.training.sharpness import SharpnessAware
 from tinlab.training.signals import StopRequest
 
 POINTS_PER_EPOCH = 20
@@ -90,7 +96,8 @@ def train(
     signal, Diverged when the loss is not finite, TinlabError for a recipe that does not fit the pack.
     """
     recipe_fits(recipe, pack)
-    models.find_weights(recipe.model, pack.info.image_size)  # what is missing is told before a run is made
+    # What is missing is told before there is a run.
+    models.check_weights(recipe.model, len(pack.info.classes), image_size=pack.info.image_size)
     chosen = resolve_device(device)
     run = runs.create(out, recipe, seed, pack, preprocessing(recipe, pack))
     return _go(run, pack, chosen, checkpoint_seconds, final_split, watch, started)
@@ -155,12 +162,13 @@ def _train(
     train_split = pack.split(recipe.data.train_split)
     held_out = pack.split("tune" if recipe.data.train_split == "train" else "val")
     rows = chosen_rows(train_split, recipe.data.images_per_class, recipe.data.images)
+    rows, variants = with_copies(rows, recipe.augment, seed)
     total_steps = recipe.schedule.total_steps(len(rows))
     steps_per_epoch = len(rows) / recipe.schedule.batch_size
     log_every = max(1, round(steps_per_epoch / POINTS_PER_EPOCH))
     evaluate_every = max(1, round(steps_per_epoch * recipe.evaluate_every_epochs))
 
-    batches = Batches(train_split, rows, recipe.schedule.batch_size, seed, device)
+    batches = Batches(train_split, rows, recipe.schedule.batch_size, seed, device, variants)
     shown = run.preprocessing
     mean, std = (torch.tensor(values, device=device) for values in (shown.mean, shown.std))
     policy = Policy(recipe.augment, mean, std, seed)
@@ -172,7 +180,20 @@ def _train(
         if loaded is not None:
             write_json(run.path / "environment.json", {**run.environment, "weights": asdict(loaded)})
     model = place(model, recipe.compute, device)
-    updater = optimizer.build(recipe.optimizer, model)
+    knobs = recipe.optimizer
+    updater = optimizer.build(knobs, model)
+    scaling = Scaling(device, recipe.compute.precision == "fp16")
+    sharpness = None if knobs.sam_rho is None else SharpnessAware(model, knobs.sam_rho)
+    lookahead = (
+        None
+        if knobs.lookahead_steps is None
+        else Lookahead(model, knobs.lookahead_steps, knobs.lookahead_alpha)
+    )
+    average = None if knobs.ema_decay is None else MovingAverage(model, knobs.ema_decay)
+    beside = {} if average is None else {checkpoint.EMA: average.tensors()}
+    if lookahead is not None:
+        beside["lookahead"] = lookahead.tensors()
+    measured_model = model if average is None else average.model
     # What is compiled is a second face of the same weights: saving and measuring go through the raw module.
     network = torch.compile(model) if recipe.compute.compile else model
     depth = _Depth(model)
@@ -180,14 +201,16 @@ def _train(
 
     state = checkpoint.State()
     if last is not None:
-        state = checkpoint.restore(last, model, updater, device)
+        state = checkpoint.restore(last, model, updater, device, beside)
+        scaling.restore(state.scaling)
     runs.keep_metrics_until(run.path / "metrics.jsonl", state.step)
 
     def save() -> None:
         # The loss shows a spoilt weight one step late: look at the weights before they replace good ones.
         if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
             raise _diverged(run, state.step, rate)
-        checkpoint.save(run.path, model, updater, state)
+        state.scaling = scaling.state()
+        checkpoint.save(run.path, model, updater, state, beside)
 
     with _Curves(run, state.step) as curves:
         meter = _Meter(device)
@@ -197,37 +220,52 @@ def _train(
         rate = 0.0
         model.train()
         while state.step < total_steps:
-            if state.step and state.step % evaluate_every == 0 and not curves.measured(state.step):
+            evaluating = state.step > 0 and state.step % evaluate_every == 0
+            if evaluating and not curves.measured(state.step):
                 # At the beginning of a step, so that a run resumed from this very step does not skip it.
-                predictions = predict_split(model, shown, held_out, recipe.compute, device)
+                predictions = predict_split(measured_model, shown, held_out, recipe.compute, device)
                 model.train()
                 measured = measure(predictions.logits, predictions.labels)
                 held_out_top1 = measured.top1_percent
                 state.elapsed_seconds = elapsed_before + time.perf_counter() - began
                 curves.add(_eval_point(state, steps_per_epoch, held_out.name, measured))
+            if evaluating and recipe.schedule.shape == "plateau":
+                # Also where the curve had its point already, and the checkpoint was from before it.
+                state.plateau.observe(recipe.schedule, state.step, curves.held_out_loss(state.step))
 
             step_began = time.perf_counter()
             size = size_at(recipe.data.image_sizes, state.step, total_steps)
-            rate = optimizer.learning_rate(recipe.schedule, recipe.optimizer.peak_lr, state.step, total_steps)
-            for group in updater.param_groups:
-                group["lr"] = rate
+            rate = schedule.learning_rate(
+                recipe.schedule, knobs.peak_lr, state.step, total_steps, state.plateau.cuts
+            )
+            momentum = schedule.momentum(recipe.schedule, knobs.momentum, state.step, total_steps)
+            schedule.set_rates(updater, rate, momentum)
 
             torch.manual_seed(seed_for_step(seed, state.step))
             batch = batches.at(state.step)
-            inputs = policy.apply(batch.images, batch.epochs, batch.samples, size)  # (B, 3, size, size)
-            loss, penalty, correct = forward_backward(network, inputs, batch, recipe, penalties)
+            inputs, batch = policy.inputs(batch, size)  # (B, 3, size, size)
+            backward = partial(in_parts, network, inputs, batch, recipe, penalties, scaling)
+            loss, penalty, correct = backward() if sharpness is None else sharpness(backward)
             if depth.drops:
                 optimizer.fill_missing_gradients(model)
-            updater.step()
+            if knobs.clip_norm is not None:
+                scaling.unscale(updater)
+                optimizer.clip(model, knobs.clip_norm)
+            scaling.step(updater)
             updater.zero_grad(set_to_none=True)
 
             state.step += 1
+            if lookahead is not None:
+                lookahead.update(state.step, total_steps)
+            if average is not None:
+                average.update(state.step)
             meter.add(loss, penalty, correct, len(batch.labels))
             depth.count(state)
             due = state.step % log_every == 0 or state.step == total_steps or stop.signal_number != 0
             if device.type == "cpu" or due:
                 # On a GPU this is where the host waits for it; on a CPU there is nothing to wait for.
                 meter.drain(state)
+                state.skipped_steps += scaling.take_skipped()
                 if not np.isfinite(state.window_loss + state.window_penalty):
                     raise _diverged(run, state.step, rate)
             now = time.perf_counter()
@@ -244,6 +282,8 @@ def _train(
                 point = _train_point(state, steps_per_epoch, rate, size)
                 if recipe.loss.penalties:
                     point["penalty"] = state.window_penalty / state.window_images
+                if scaling.enabled:
+                    point["skipped_steps"] = state.skipped_steps
                 curves.add(point)
                 state.window_loss, state.window_penalty, state.window_correct = 0.0, 0.0, 0
                 state.window_images, state.window_seconds = 0, 0.0
@@ -256,14 +296,54 @@ def _train(
                 raise TrainingStopped(run.path, state.step, total_steps, stop.signal_number)
 
         about = {"step": str(state.step)}
-        final = predict_split(model, shown, pack.split(final_split), recipe.compute, device, about)
+        final = predict_split(measured_model, shown, pack.split(final_split), recipe.compute, device, about)
         final.save(run.path / "predictions" / f"{final_split}.safetensors")
         measured = measure(final.logits, final.labels)
         if not curves.measured(state.step):
             curves.add(_eval_point(state, steps_per_epoch, final_split, measured))
     state.elapsed_seconds = elapsed_before + time.perf_counter() - began
     result = _result(run, state, steps_per_epoch, final_split, measured, model, len(rows))
+    if average is not None:
+        result["weights"] = checkpoint.EMA
+    if scaling.enabled:
+        result["skipped_steps"] = state.skipped_steps
     write_json(run.path / "result.json", {**result, **depth.found(state)})
+
+
+def in_parts(
+    network: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    batch: Batch,
+    recipe: Recipe,
+    penalties: Penalties | None,
+    scaling: Scaling,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`forward_backward`, the scaled gradients being summed up over `schedule.accumulate` parts of the batch,
+    so that without batch norm they are those of the whole."""
+    parts = recipe.schedule.accumulate
+    if parts == 1:
+        return forward_backward(network, inputs, batch, recipe, penalties, scaling.backward)
+    found = [
+        forward_backward(
+            network,
+            some,
+            _part(batch, number, parts),
+            recipe,
+            penalties,
+            lambda loss: scaling.backward(loss / parts),
+        )
+        for number, some in enumerate(inputs.chunk(parts))
+    ]
+    losses, added, correct = (torch.stack(values) for values in zip(*found, strict=True))
+    return losses.mean(), added.mean(), correct.sum()
+
+
+def _part(batch: Batch, number: int, parts: int) -> Batch:
+    """Part `number`, counted from 0, of `parts` equal ones; what the batch does not have, it has not."""
+    values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    for name, value in values.items():
+        values[name] = None if value is None else value.chunk(parts)[number]
+    return Batch(**values)
 
 
 def forward_backward(
@@ -272,18 +352,27 @@ def forward_backward(
     batch: Batch,
     recipe: Recipe,
     penalties: Penalties | None = None,
+    backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one batch's loss and penalties.
+    """Gradients of one batch's loss and penalties, as `backward` makes them of the sum.
 
-    Returns its mean loss, what penalties add to it, and its number correct, scalars on the device.
+    Returns its mean loss, what penalties add to it, and its number correct, scalars on the device. A mixed
+    image has the loss of both its labels, in their shares, and is correct where it is given the label with
+    the larger one.
     """
     with autocast(recipe.compute, inputs.device):
         logits = network(inputs)  # (B, classes)
     logits = logits.float()
-    loss = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.loss.label_smoothing)
+    smoothing = recipe.loss.label_smoothing
+    labels = batch.labels
+    if batch.others is None or batch.weights is None:
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    else:
+        loss = mix.cross_entropy(logits, labels, batch.others, batch.weights, smoothing)
+        labels = torch.where(batch.weights >= 0.5, labels, batch.others)
     added = penalties() if penalties is not None else None
-    (loss if added is None else loss + added).backward()
-    correct = (logits.detach().argmax(dim=1) == batch.labels).sum()
+    backward(loss if added is None else loss + added)
+    correct = (logits.detach().argmax(dim=1) == labels).sum()
     return loss.detach(), torch.zeros_like(loss) if added is None else added.detach(), correct
 
 
@@ -318,12 +407,11 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
     needed = {"val", "train", "tune"}
     if missing := sorted(needed - set(pack.splits)):
         raise TinlabError(f"{pack.path} has no split '{missing[0]}', which training needs; pack again")
-    models.check(
-        recipe.model,
-        len(pack.info.classes),
-        image_size=pack.info.image_size,
-        train_sizes=recipe.data.image_sizes,
-    )
+    classes, size = len(pack.info.classes), pack.info.image_size
+    models.check(recipe.model, classes, image_size=size, train_sizes=recipe.data.image_sizes)
+    sketch = models.sketch(recipe.model, classes, image_size=size)
+    Penalties(recipe.loss.penalties, sketch)
+    optimizer.check(recipe.optimizer, sketch)
     for name in ("val", "tune"):
         split = pack.split(name)
         if not split.labelled:
@@ -388,7 +476,7 @@ class _Curves:
     def __init__(self, run: Run, step: int) -> None:
         self._path = run.path
         self._step = step
-        self._measured = {point["step"] for point in run.metrics() if point["kind"] == "eval"}
+        self._losses = {point["step"]: point["loss"] for point in run.metrics() if point["kind"] == "eval"}
 
     def __enter__(self) -> _Curves:
         from torch.utils.tensorboard import SummaryWriter
@@ -404,11 +492,14 @@ class _Curves:
 
     def measured(self, step: int) -> bool:
         """Whether the held-out curve has a point at `step` already."""
-        return step in self._measured
+        return step in self._losses
+
+    def held_out_loss(self, step: int) -> float:
+        return float(self._losses[step])
 
     def add(self, point: dict[str, Any]) -> None:
         if point["kind"] == "eval":
-            self._measured.add(point["step"])
+            self._losses[point["step"]] = point["loss"]
         self._file.write(json.dumps(point, allow_nan=False) + "\n")
         self._file.flush()
         folder = "train" if point["kind"] == "train" else point["split"]

@@ -1,30 +1,94 @@
-"""A recipe's optimizer, and its learning rate as a function of the step."""
+"""A recipe's optimizer: torch's, or timm's."""
 
 from __future__ import annotations
 
-import math
+import difflib
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinlab import recipe
+from tinlab.errors import TinlabError
+from tinlab.models.zoo import import_timm
+
+Groups = list[dict[str, Any]]
 
 
 def build(knobs: recipe.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over `model`'s parameters, in one fused kernel a group."""
+    """The optimizer over `model`'s parameters.
+
+    SGD and AdamW take one fused kernel a group. Raises TinlabError where timm has no such optimizer, where
+    it cannot be used here, and for Muon where no weight is left to it.
+    """
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    decay = knobs.weight_decay
-    groups = [
-        {"params": weights, "weight_decay": decay},
-        {"params": others, "weight_decay": 0.0 if knobs.decay_weights_only else decay},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if knobs.name == "adamw":
-        return torch.optim.AdamW(groups, lr=knobs.peak_lr, betas=(knobs.momentum, 0.999), fused=True)
-    return torch.optim.SGD(
-        groups, lr=knobs.peak_lr, momentum=knobs.momentum, nesterov=knobs.nesterov, fused=True
-    )
+    match knobs.name:
+        case "sgd":
+            return torch.optim.SGD(
+                _groups(knobs, weights, others),
+                lr=knobs.peak_lr,
+                momentum=knobs.momentum,
+                nesterov=knobs.nesterov,
+                fused=True,
+            )
+        case "adamw":
+            return torch.optim.AdamW(
+                _groups(knobs, weights, others), lr=knobs.peak_lr, betas=_betas(knobs, 0.999), fused=True
+            )
+        case "lion":
+            import_timm()
+            from timm.optim import Lion
+
+            found: torch.optim.Optimizer = Lion(
+                _groups(knobs, weights, others), lr=knobs.peak_lr, betas=_betas(knobs, 0.99)
+            )
+            return found
+        case "muon":
+            return _muon(knobs, model, weights, others)
+        case _:
+            return _of_timm(knobs, _groups(knobs, weights, others))
+
+
+def check(knobs: recipe.Optimizer, model: nn.Module) -> None:
+    """Raise TinlabError where `knobs` cannot train a network like `model`, whose values are not needed.
+
+    One of timm's takes a step on a small weight, to see that a checkpoint can hold what it keeps.
+    """
+    if knobs.name == "muon":
+        build(knobs, model)
+    if not knobs.name.startswith("timm:"):
+        return
+    probe = nn.Linear(2, 2)
+    updater = build(knobs, probe)
+    for parameter in probe.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with torch.compiler.set_stance("force_eager"):  # some of timm's would be compiled for it
+        updater.step()
+    for state in updater.state.values():
+        for kind, value in state.items():
+            if not isinstance(value, Tensor | float | int | None):
+                raise TinlabError(
+                    f"optimizer.name: {knobs.name} keeps a {type(value).__name__} called '{kind}', which a "
+                    "checkpoint does not hold; take another"
+                )
+
+
+def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
+    """What Muon trains: the weights of convolutions and fully connected layers, but for the first of these
+    layers, which reads the image, and the last, which names the classes.
+
+    A depthwise convolution, whose filters have nothing to do with one another, is left out too.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    weights = [m.get_parameter("weight") for m in layers[1:-1]]
+    return list(dict.fromkeys(w for w in weights if w.shape[1] > 1))
+
+
+def clip(model: nn.Module, length: float) -> None:
+    """Scale the gradient of all parameters down to `length`, where it is longer."""
+    nn.utils.clip_grad_norm_(model.parameters(), length)
 
 
 def fill_missing_gradients(model: nn.Module) -> None:
@@ -38,19 +102,77 @@ def fill_missing_gradients(model: nn.Module) -> None:
             parameter.grad = torch.zeros_like(parameter)
 
 
-def learning_rate(knobs: recipe.Schedule, peak: float, step: int, total_steps: int) -> float:
-    """The learning rate of step `step`, counted from 0, of `total_steps`."""
-    warmup_steps = round(knobs.warmup_fraction * total_steps)
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    match knobs.shape:
-        case "constant":
-            return peak
-        case "step":
-            passed = sum(step >= milestone for milestone in knobs.milestone_steps)
-            return peak * knobs.factor**passed
-        case "cosine":
-            return peak * 0.5 * (1 + math.cos(math.pi * done))
-        case "linear":
-            return peak * (1 - done)
+def _groups(knobs: recipe.Optimizer, weights: list[nn.Parameter], others: list[nn.Parameter]) -> Groups:
+    decay = knobs.weight_decay
+    groups = [
+        {"params": weights, "weight_decay": decay},
+        {"params": others, "weight_decay": 0.0 if knobs.decay_weights_only else decay},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _betas(knobs: recipe.Optimizer, beta2: float) -> tuple[float, float]:
+    return knobs.momentum, beta2 if knobs.beta2 is None else knobs.beta2
+
+
+def _muon(
+    knobs: recipe.Optimizer, model: nn.Module, weights: list[nn.Parameter], others: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """timm's Muon, which unlike torch's takes the weights of convolutions, as (out, in * height * width)."""
+    import_timm()
+    from timm.optim import Muon
+
+    hidden = hidden_weights(model)
+    if not hidden:
+        raise TinlabError(
+            "optimizer.name: muon trains the layers between the first and the last, and this network has "
+            "none; take adamw"
+        )
+    rest = {"use_fallback": True, "nesterov": False}
+    apart = set(hidden)
+    groups = [{"params": hidden, "weight_decay": knobs.weight_decay, "use_fallback": False}]
+    groups += [{**group, **rest} for group in _groups(knobs, [p for p in weights if p not in apart], others)]
+    updater: torch.optim.Optimizer = Muon(
+        groups,
+        lr=knobs.peak_lr,
+        momentum=knobs.momentum,
+        nesterov=knobs.nesterov,
+        ns_coefficients="original",
+        adjust_lr_fn="match_rms_adamw",
+        betas=(0.9, 0.95 if knobs.beta2 is None else knobs.beta2),
+        fallback_lr_scale=1.0 if knobs.rest_lr is None else knobs.rest_lr / knobs.peak_lr,
+    )
+    return updater
+
+
+def _of_timm(knobs: recipe.Optimizer, groups: Groups) -> torch.optim.Optimizer:
+    import_timm()
+    from timm import optim
+
+    name = knobs.name.removeprefix("timm:")
+    known = optim.list_optimizers()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"try {', '.join(f'timm:{other}' for other in near)}" if near else "try timm:lamb"
+        raise TinlabError(f"optimizer.name: timm has no optimizer '{name}'; {hint}")
+    info = optim.get_optimizer_info(name)
+    if info.second_order:
+        raise TinlabError(f"optimizer.name: {knobs.name} needs second derivatives; take another")
+    arguments = {"lr": knobs.peak_lr, "weight_decay": knobs.weight_decay}
+    if info.has_momentum:
+        arguments["momentum"] = knobs.momentum
+    try:
+        make: Callable[..., torch.optim.Optimizer] = optim.get_optimizer_class(name)
+        made = make(groups, **arguments)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise TinlabError(f"optimizer.name: {knobs.name} cannot be used here ({reason})") from error
+    betas = made.defaults.get("betas", ())
+    if len(betas) == 2 and not info.has_momentum:
+        for group in made.param_groups:
+            group["betas"] = _betas(knobs, betas[1])
+    elif knobs.beta2 is not None:
+        raise TinlabError(f"optimizer.beta2: {knobs.name} has none that can be set; set it to null")
+    elif not info.has_momentum and knobs.momentum != type(knobs).model_fields["momentum"].default:
+        raise TinlabError(f"optimizer.momentum: {knobs.name} has its own values; leave it at its default")
+    return made

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from tinlab import models, recipe
 from tinlab.compute import autocast, place
+from tinlab.errors import TinlabError
 from tinlab.training import optimizer
+
+BYTES_A_PARAMETER = 14
+"""Weight, gradient and momentum in float32, and a copy of the weight in bf16."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on `device`; where nothing says, all that the machine has."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
 
 
 def images_per_second(
@@ -23,8 +40,17 @@ def images_per_second(
     seconds: float = 3.0,
 ) -> float:
     """Images a second in training steps of SGD with momentum on one batch of random values, at least two of
-    them and for about `seconds`, after one that is not counted."""
+    them and for about `seconds`, after one that is not counted.
+
+    Raises TinlabError where the weights alone need more memory than there is.
+    """
     compute = compute or recipe.Compute()
+    parameters = sum(p.numel() for p in models.sketch(knobs, classes, image_size=image_size).parameters())
+    needed, free = BYTES_A_PARAMETER * parameters / 1e9, free_bytes(device) / 1e9
+    if needed > free:
+        raise TinlabError(
+            f"{knobs.name} needs {needed:,.0f} GB to train, before activations; {free:,.0f} GB are free"
+        )
     torch.manual_seed(0)
     model = place(models.build(knobs, classes, image_size=image_size), compute, device)
     updater = optimizer.build(recipe.Optimizer(peak_lr=1e-3), model)
