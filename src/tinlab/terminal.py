@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 LINE_SECONDS = 30
 """How often progress is written as a line where the output is no terminal."""
 
-out = Console(soft_wrap=True, highlight=False)
+FILE_COLUMNS = 160
+"""Width of a table where the output is no terminal."""
+
+out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else FILE_COLUMNS)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
