@@ -552,7 +552,8 @@ def augment(
     images: Annotated[int, typer.Option(help="Rows.")] = 8,
     columns: Annotated[int, typer.Option(help="Pictures a row; the first is the stored image.")] = 8,
     size: Annotated[
-        int | None, typer.Option(help="Training size in pixels. Default: the stored one.")
+        int | None,
+        typer.Option(min=8, max=1024, help="Training size in pixels. Default: the stored one."),
     ] = None,
     seed: int = 0,
     out: Annotated[Path, typer.Option(metavar="PNG")] = Path("augment.png"),
@@ -575,7 +576,6 @@ def augment(
 
     from tinlab.augment.gallery import gallery
     from tinlab.data.places import open_data
-    from tinlab.files import write_atomically
 
     if policy not in POLICIES and policy not in recipes.RECIPES and not Path(policy).exists():
         raise TinlabError(
@@ -592,15 +592,9 @@ def augment(
         seed=seed,
         title=policy,
     )
-    try:
-        write_atomically(out, lambda path: picture.save(path, format="PNG"))
-    except OSError as error:
-        raise TinlabError(f"{out} cannot be written: {error.strerror or error}") from error
-    if json:
-        terminal.show_json({"picture": str(out.resolve()), "width": picture.width, "height": picture.height})
-    else:
+    if not json:
         print("\n".join(line for operation in operations for line in operation.lines()))
-        print(f"picture: {out.resolve()}")
+    _write_picture(picture, out, json)
 
 
 @results.command(name="add")
@@ -743,17 +737,9 @@ def show(
     """Write a picture of some classes: their words and some of their images."""
     from tinlab.data.grid import pack_grid
     from tinlab.data.places import open_data
-    from tinlab.files import write_atomically
 
     picture = pack_grid(open_data(pack), split=split, classes=classes, images_per_class=images, seed=seed)
-    try:
-        write_atomically(out, lambda path: picture.save(path, format="PNG"))
-    except OSError as error:
-        raise TinlabError(f"{out} cannot be written: {error.strerror or error}") from error
-    if json:
-        terminal.show_json({"picture": str(out.resolve()), "width": picture.width, "height": picture.height})
-    else:
-        print(f"picture: {out.resolve()}")
+    _write_picture(picture, out, json)
 
 
 def _study_settings(
@@ -775,6 +761,20 @@ def _study_settings(
         cpus=cpus,
         gpus=gpus,
     )
+
+
+def _write_picture(picture: Any, out: Path, json: bool) -> None:
+    """Write a PIL image to `out`, and say where it is."""
+    from tinlab.files import write_atomically
+
+    try:
+        write_atomically(out, lambda path: picture.save(path, format="PNG"))
+    except OSError as error:
+        raise TinlabError(f"{out} cannot be written: {error.strerror or error}") from error
+    if json:
+        terminal.show_json({"picture": str(out.resolve()), "width": picture.width, "height": picture.height})
+    else:
+        print(f"picture: {out.resolve()}")
 
 
 def _show_metrics(measured: Any, split: str) -> None:

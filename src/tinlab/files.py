@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tinlab.errors import TinlabError
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` on a temporary path beside `path`, flush the result to the disk, and rename it to `path`.
@@ -52,6 +54,16 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises OSError or ValueError."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_given_json(path: Path) -> Any:
+    """The JSON value in `path`, which a person wrote or named. Raises TinlabError that says what is wrong."""
+    try:
+        return read_json(path)
+    except OSError as error:
+        raise TinlabError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise TinlabError(f"{path} is not JSON: {error}") from error
 
 
 def flush_folder(folder: Path) -> None:

@@ -31,8 +31,7 @@ def describe(
     the network does not have, for images that it does not take, and where it does not fit into memory to be
     timed.
     """
-    stand_in = Recipe(name="models", model=Model(name=name), schedule=Schedule(steps=1))
-    knobs = changed(stand_in, assignments).model
+    knobs = _knobs(name, assignments)
     network = models.find(name, image_size)
     resolved = network.resolve(knobs)
     found: dict[str, Any] = {
@@ -43,17 +42,18 @@ def describe(
         **asdict(summarise(knobs, classes, image_size)),
     }
     if timed_on is not None:
-        speed = images_per_second(knobs, classes, image_size, device=timed_on, batch_size=batch_size)
-        found["train_images_per_second"] = round(speed, 1)
+        found["train_images_per_second"] = _speed(knobs, classes, image_size, timed_on, batch_size)
     return found
 
 
 def catalogue(
     assignments: Sequence[str] = (),
     *,
+    classes: int = 200,
+    image_size: int = 64,
     timed_on: torch.device | None = None,
+    batch_size: int = 128,
     say: Callable[[str], None] = lambda text: None,
-    **how: Any,
 ) -> list[dict[str, Any]]:
     """`describe` for every network of tinlab's own list, without the layers.
 
@@ -62,15 +62,24 @@ def catalogue(
     """
     rows = []
     for name in models.MODELS:
-        row = describe(name, assignments, **how)
+        row = describe(name, assignments, classes=classes, image_size=image_size)
         del row["layers"]
         if timed_on is not None:
             say(f"timing {name}")
             row["train_images_per_second"] = None
             try:
-                timed = describe(name, assignments, timed_on=timed_on, **how)
-                row["train_images_per_second"] = timed["train_images_per_second"]
+                knobs = _knobs(name, assignments)
+                row["train_images_per_second"] = _speed(knobs, classes, image_size, timed_on, batch_size)
             except TinlabError as error:
                 say(str(error))
         rows.append(row)
     return rows
+
+
+def _knobs(name: str, assignments: Iterable[str]) -> Model:
+    stand_in = Recipe(name="models", model=Model(name=name), schedule=Schedule(steps=1))
+    return changed(stand_in, assignments).model
+
+
+def _speed(knobs: Model, classes: int, image_size: int, device: torch.device, batch_size: int) -> float:
+    return round(images_per_second(knobs, classes, image_size, device=device, batch_size=batch_size), 1)

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tinlab.study.comparison import over_images, over_seeds, spread, t_quantile
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 49, 100])
-@pytest.mark.parametrize("probability", [0.5, 0.6, 0.9, 0.975, 0.995])
-def test_quantiles_of_student_are_scipys(freedom, probability):
-    expected = stats.t.ppf(probability, freedom)
-    assert t_quantile(probability, freedom) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+from tinlab.study.comparison import over_images, over_seeds, spread
 
 
 def test_spread_is_the_sample_standard_deviation_and_the_t_interval():

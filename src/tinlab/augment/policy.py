@@ -121,9 +121,8 @@ class Policy:
         # By whole rows, which a CPU is faster at than by triples.
         rows = x.reshape(batch, height, width * 3).to(torch.float32)
         x = torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width))
-        return x.view(batch, height, width, 3).permute(
-            0, 3, 1, 2
-        )  # (B, 3, H, W); the memory is still (B, H, W, 3)
+        x = x.view(batch, height, width, 3)
+        return x.permute(0, 3, 1, 2)  # (B, 3, H, W); the memory is still (B, H, W, 3)
 
     def mix(self, x: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
         """Mix inputs with their partners, and give the batch both labels, where the policy says so."""

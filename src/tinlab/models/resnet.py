@@ -27,6 +27,7 @@ Names of layers are torchvision's, so that weights go both ways.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -250,7 +251,7 @@ def _standard(depth: int, unit: type[Unit], blocks: tuple[int, ...]) -> Network:
     kind = "basic blocks" if unit is BasicUnit else "bottlenecks"
     summary = f"ResNet-{depth}: {', '.join(map(str, blocks))} {kind}"
     entry = network(unit, blocks, summary, "He et al. 2016, Deep Residual Learning, table 1")
-    return Network(**{**vars(entry), "imagenet": f"resnet{depth}"})
+    return replace(entry, imagenet=f"resnet{depth}")
 
 
 NETWORKS = {

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from tinlab.errors import TinlabError
+from tinlab.files import read_given_json
 from tinlab.recipe.knobs import Knobs, Positive
 from tinlab.recipe.model import (
     DropConnect,
@@ -177,13 +178,7 @@ def parse_recipe(value: Any, origin: str) -> Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in file `path`. Raises TinlabError where it cannot be read or is no recipe."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TinlabError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise TinlabError(f"{path} is not JSON: {error}") from error
-    return parse_recipe(value, str(path))
+    return parse_recipe(read_given_json(path), str(path))
 
 
 def changed(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
@@ -237,7 +232,8 @@ def _first_fault(error: ValidationError, value: Any) -> str:
         there = fault["ctx"]["expected_tags"].replace("'", "")
         return f"{path}: there is no '{fault['ctx']['tag']}'; there are: {there}"
     given = fault.get("input")
-    shown = "" if isinstance(given, dict | list | tuple) or given is value else f", not {given!r}"
+    plain = isinstance(given, dict | list | tuple) or given is value or message.endswith("?")
+    shown = "" if plain else f", not {given!r}"
     return f"{path or 'the recipe'}: {message[0].lower()}{message[1:]}{shown}"
 
 

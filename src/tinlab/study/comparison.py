@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 DRAWS = 10_000
@@ -55,7 +56,7 @@ def spread(values: Sequence[float]) -> Spread:
     if n == 1:
         return Spread(n, mean, None, None, None)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    reach = t_quantile((1 + CONFIDENCE) / 2, n - 1) * deviation / math.sqrt(n)
+    reach = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(n)
     return Spread(n, mean, deviation, mean - reach, mean + reach)
 
 
@@ -86,30 +87,3 @@ def over_images(
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(percent, [tail, 100 - tail])
     return Difference(100 * float(difference.mean()), float(low), float(high), n, "images")
-
-
-def t_quantile(probability: float, freedom: int) -> float:
-    """The value that Student's t with `freedom` degrees of freedom stays below with this probability, which
-    is 0.5 or above."""
-    low, high = 0.0, 1.0
-    while _t_below(high, freedom) < probability:
-        high *= 2
-    for _ in range(200):  # halving until the two are neighbours
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if _t_below(middle, freedom) < probability else (low, middle)
-    return high
-
-
-def _t_below(t: float, freedom: int) -> float:
-    """P(T < t) for t >= 0: the finite sums of Abramowitz and Stegun 26.7.3 (odd) and 26.7.4 (even)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cos, sin = math.cos(angle), math.sin(angle)
-    odd = freedom % 2
-    term, total = cos if odd else 1.0, 0.0
-    for power in range(1 if odd else 0, freedom - 1, 2):
-        total += term
-        term *= cos**2 * (power + 1) / (power + 2)
-    inside = 2 / math.pi * (angle + sin * total) if odd else sin * total  # P(|T| < t)
-    return (1 + inside) / 2

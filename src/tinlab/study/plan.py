@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from tinlab import recipes
 from tinlab.errors import TinlabError
+from tinlab.files import read_given_json
 from tinlab.recipe import Recipe, changed
 from tinlab.recipe.knobs import Knobs
 
@@ -149,12 +150,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def read_study(path: Path) -> Study:
     """The study in file `path`. Raises TinlabError where it cannot be read or is no study."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TinlabError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise TinlabError(f"{path} is not JSON: {error}") from error
+    value = read_given_json(path)
     try:
         return Study.model_validate(value)
     except ValidationError as error:
