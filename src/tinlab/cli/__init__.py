@@ -1,0 +1,40 @@
+"""The command line: each command calls one library function and shows what it returns.
+
+Modules that take long to import are imported inside the commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from tinlab import terminal
+from tinlab.cli.common import app
+from tinlab.errors import TinlabError
+from tinlab.tuning import tune_process
+
+# isort: off
+# The order of these imports is the order of the commands in the help.
+from tinlab.cli import training  # noqa: F401
+from tinlab.cli import many  # noqa: F401
+from tinlab.cli import measuring  # noqa: F401
+from tinlab.cli import looking  # noqa: F401
+from tinlab.cli import data  # noqa: F401
+# isort: on
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line. Errors that a person can mend are one line; the exit code is then 2."""
+    tune_process()
+    # As an exception, so that what is half made is removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        app()
+    except TinlabError as error:
+        sys.exit(terminal.fail(str(error), error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(terminal.fail("stopped", 130))
+    except BrokenPipeError:
+        sys.exit(141)

@@ -1,0 +1,98 @@
+"""Commands that train one network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tinlab import terminal
+from tinlab.cli.common import RUNS, AsJson, DataOption, Device, Out, app, show_metrics
+from tinlab.errors import TinlabError
+
+
+@app.command()
+def demo(
+    data: DataOption = None, out: Out = RUNS, seed: int = 0, device: Device = "auto", json: AsJson = False
+) -> None:
+    """The main job, end to end, in about two minutes: data, pack, train, evaluate, report."""
+    from tinlab.demo import demo as run_demo
+
+    with terminal.counting("prepare the images") as count, terminal.training() as watch:
+        made = run_demo(data, out=out, seed=seed, device=device, say=terminal.say, count=count, watch=watch)
+    if json:
+        terminal.show_json({"run": str(made.run.path), "report": str(made.report), "result": made.run.result})
+        return
+    show_metrics(made.metrics, "val")
+    print(f"report: {made.report.resolve()}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A name, or a recipe.json.")] = None,
+    data: DataOption = None,
+    out: Out = RUNS,
+    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    device: Device = "auto",
+    set: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run.")] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
+    json: AsJson = False,
+) -> None:
+    """Train a recipe, and measure it on val."""
+    from tinlab import recipes
+    from tinlab.data.pack import Pack
+    from tinlab.data.places import open_data
+    from tinlab.training import loop
+
+    if (recipe is None) == (resume is None):
+        raise TinlabError("name a recipe ('tinlab recipes' lists them), or a run with --resume, and not both")
+    if resume is not None and set:
+        raise TinlabError("--resume goes on with the run's own recipe; --set changes a new run")
+
+    def started(run: Any) -> None:
+        terminal.say(f"run: {run.path}")
+
+    pack: Pack | None
+    if resume is not None:
+        pack = open_data(data) if data else None
+        with terminal.training() as watch:
+            run = loop.resume(
+                resume, pack=pack, device=device, checkpoint_seconds=checkpoint_seconds, watch=watch
+            )
+    else:
+        assert recipe is not None
+        chosen, foreign = recipes.with_changes(recipes.find(recipe), set or [])
+        if foreign:
+            terminal.say(f"left out, as {chosen.model.name} has none: {', '.join(foreign)}")
+        with terminal.counting("pack the images") as count:
+            pack = open_data(data, progress=count)
+        with terminal.training() as watch:
+            run = loop.train(
+                chosen,
+                pack,
+                out,
+                seed=seed,
+                device=device,
+                checkpoint_seconds=checkpoint_seconds,
+                watch=watch,
+                started=started,
+            )
+    result = run.result or {}
+    if json:
+        terminal.show_json({"run": str(run.path), **result})
+        return
+    print(
+        f"{result['split']}: top-1 {result['top1_percent']:.2f}%, top-5 {result['top5_percent']:.2f}%, "
+        f"loss {result['loss']:.4f}, {result['train_seconds'] / 60:.1f} minutes of training"
+    )
+    if "measured_blocks" in result:
+        print(
+            f"depth: {result['measured_blocks']:.2f} of {result['blocks']} blocks ran in a step on average, "
+            f"{result['expected_blocks']:.2f} expected"
+        )
+    print(f"run: {run.path}")
+    print(f"next: tinlab report {run.path}")
