@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,14 @@ def outline(build: Callable[[], nn.Module]) -> nn.Module:
             # Some constructors compute their widths with tensors, which need values.
             with torch.device("cpu"):
                 return build().to("meta")
+
+
+def outline_of(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device: shapes without values, at no cost in memory."""
+    memo: dict[int, Any] = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    return deepcopy(model, memo)
 
 
 def fits(name: str, build: Callable[[], nn.Module], sizes: Iterable[int], classes: int) -> None:

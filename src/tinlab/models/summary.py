@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tinlab import models, recipe
 from tinlab.errors import TinlabError
 from tinlab.models.depth import Survival, expected_blocks, residual_blocks
-from tinlab.models.fits import REFUSALS, reason
+from tinlab.models.fits import REFUSALS, outline_of, reason
 
 BATCH = 2
 """Images in the batch that is passed through; every count is then divided by it."""
@@ -60,7 +60,16 @@ def summarise(knobs: recipe.Model, classes: int, image_size: int) -> Summary:
     Raises TinlabError as `models.build` does, and where the network cannot take images of that size.
     """
     models.check(knobs, classes, image_size=image_size)
-    model = models.sketch(knobs, classes, image_size=image_size).to(torch.bfloat16)
+    return summarise_network(models.sketch(knobs, classes, image_size=image_size), image_size, knobs.name)
+
+
+def summarise_network(model: nn.Module, image_size: int, name: str) -> Summary:
+    """Count what `model` costs, which is called `name` in errors: (B, 3, image_size, image_size) -> (B,
+    classes). It is left as it is, whatever device it is on.
+
+    Raises TinlabError where it cannot be counted from shapes.
+    """
+    model = outline_of(model).to(torch.bfloat16)
     images = torch.empty(BATCH, 3, image_size, image_size, dtype=torch.bfloat16, device="meta")
     blocks = residual_blocks(model)
     expected = expected_blocks(model)
@@ -79,9 +88,7 @@ def summarise(knobs: recipe.Model, classes: int, image_size: int) -> Summary:
         try:
             model(images)
         except REFUSALS as error:
-            raise TinlabError(
-                f"{knobs.name} cannot be counted from shapes alone ({reason(error)})"
-            ) from error
+            raise TinlabError(f"{name} cannot be counted from shapes alone ({reason(error)})") from error
     return Summary(
         image_size=image_size,
         parameters=sum(p.numel() for p in model.parameters()),
