@@ -30,14 +30,23 @@ from tinlab.recipe.model import (
     RandomWalk,
     Xavier,
 )
-from tinlab.recipe.operations import Flip, Operation, RandomResizedCrop, fit_together
+from tinlab.recipe.operations import Flip, Mixup, Operation, RandomResizedCrop, fit_together
 from tinlab.recipe.policies import POLICIES, named
-from tinlab.recipe.training import Compute, Optimizer, Schedule
+from tinlab.recipe.training import (
+    ChannelPruning,
+    Compute,
+    LayerRate,
+    MagnitudePruning,
+    Optimizer,
+    Prune,
+    Schedule,
+)
 
 __all__ = [
-    "POLICIES", "Compute", "Data", "DropConnect", "Flip", "Gaussian", "He", "Init", "Loss", "Lsuv", "Model",
-    "Operation", "Optimizer", "Orthogonal", "Paper", "Penalty", "Provenance", "RandomResizedCrop",
-    "RandomWalk", "Recipe", "Schedule", "Xavier", "changed", "parse_recipe", "read_recipe",
+    "POLICIES", "ChannelPruning", "Compute", "Data", "DropConnect", "Flip", "Gaussian", "HardClasses", "He",
+    "Init", "LayerRate", "Loss", "Lsuv", "MagnitudePruning", "Model", "Operation", "Optimizer", "Orthogonal",
+    "Paper", "Penalty", "Provenance", "Prune", "RandomResizedCrop", "RandomWalk", "Recipe", "Schedule",
+    "Stage", "Xavier", "changed", "parse_recipe", "read_recipe",
 ]  # fmt: skip
 
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
@@ -73,6 +82,39 @@ class Loss(Knobs):
     penalties: tuple[Penalty, ...] = ()
 
 
+Augment = Annotated[tuple[Operation, ...], BeforeValidator(named), AfterValidator(fit_together)]
+
+
+class HardClasses(Knobs):
+    """Another augmentation for the classes that the network gets wrong most on `tune`, found anew at every
+    evaluation; until the first one there are none (Shcherbina, future work)."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Of the classes: those with the lowest top-1 accuracy."""
+    augment: Augment
+    """What their images get in place of the recipe's operations; mixing stays the recipe's."""
+
+    @model_validator(mode="after")
+    def _mixes_nothing(self) -> Self:
+        if any(isinstance(operation, Mixup) for operation in self.augment):
+            raise ValueError("augment: mixing is done to whole batches; leave it to the recipe's own augment")
+        return self
+
+
+class Stage(Knobs):
+    """One phase of a training. It goes on with the weights that the phase before it left, by their moving
+    average where it had one, under an optimizer that starts anew."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,31}$")]
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Field path -> value: how it differs from the recipe's own fields, such as {"optimizer.peak_lr": 0.01}.
+    Where it changes `model`, weights of the same name and shape are taken over."""
+    fresh: tuple[str, ...] = ()
+    """Patterns of layers that start anew."""
+    prune: Prune | None = None
+    """How the network is pruned before it is trained on."""
+
+
 class Paper(Knobs):
     """Where a recipe comes from, and what its source reports."""
 
@@ -99,13 +141,16 @@ class Recipe(Knobs):
     provenance: dict[str, Provenance] = Field(default_factory=dict)
     """Field path -> where its value comes from, for recipes of a paper."""
     data: Data = Data()
-    augment: Annotated[tuple[Operation, ...], BeforeValidator(named), AfterValidator(fit_together)] = ()
+    augment: Augment = ()
     """Operations, or the name of a policy, which stands for its operations; 'tinlab augment' lists them."""
     model: Model = Model()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule
     compute: Compute = Compute()
+    hard_classes: HardClasses | None = None
+    stages: tuple[Stage, ...] = ()
+    """Phases, one after the other; none: a single one, which is the recipe's own fields."""
     evaluate_every_epochs: Positive = 1.0
     """How often the held-out curve gets a point: on `tune` where it is held out, otherwise on `val`, which
     selects nothing either way."""
@@ -132,12 +177,46 @@ class Recipe(Knobs):
 
     @model_validator(mode="after")
     def _val_selects_nothing(self) -> Self:
-        if self.schedule.shape == "plateau" and self.data.train_split != "train":
-            raise ValueError(
-                "schedule.shape 'plateau' watches the loss on tune, which is trained on here; "
-                "set data.train_split to 'train'"
-            )
+        if self.data.train_split == "train":
+            return self
+        for field, uses in (
+            ("schedule.shape 'plateau' watches the loss", self.schedule.shape == "plateau"),
+            ("hard_classes looks at the errors", self.hard_classes is not None),
+        ):
+            if uses:
+                raise ValueError(
+                    f"{field} on tune, which is trained on here; set data.train_split to 'train'"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _stages_are_recipes(self) -> Self:
+        for number, stage in enumerate(self.stages):
+            try:
+                self.phase(number)
+            except TinlabError as error:
+                raise ValueError(f"stages.{number} ({stage.name}): {error}") from error
+        kinds = [stage.prune.kind for stage in self.stages if stage.prune is not None]
+        if "channels" in kinds and "magnitude" in kinds[: kinds.index("channels")]:
+            raise ValueError("stages: prune channels before single weights, whose places would change")
+        return self
+
+    @property
+    def phases(self) -> tuple[Recipe, ...]:
+        """What each stage trains by, as recipes without stages; the recipe alone where it has none."""
+        return tuple(self.phase(number) for number in range(max(1, len(self.stages))))
+
+    def phase(self, number: int) -> Recipe:
+        """What stage `number`, counted from 0, trains by. Raises TinlabError for a change that cannot be."""
+        if not self.stages:
+            return self
+        value = self.model_dump(mode="json", exclude={"stages", "paper", "provenance"})
+        for path, item in self.stages[number].changes.items():
+            fixed = ("name", "summary", "paper", "provenance", "stages", "compute")
+            if path.split(".")[0] in fixed or path in ("data.train_split", "data.normalise"):
+                raise TinlabError(f"{path} is the same in all stages; change it in the recipe")
+            _assign(value, path, item, "changes")
+        return parse_recipe(value, "changes")
 
     @property
     def digest(self) -> str:
@@ -147,8 +226,8 @@ class Recipe(Knobs):
         measured before as they are. In return a default must never change.
         """
         apart = {"name", "summary", "paper", "provenance"}
-        if self.schedule.shape != "plateau":  # which counts evaluations
-            apart.add("evaluate_every_epochs")
+        if not any(phase.schedule.shape == "plateau" or phase.hard_classes for phase in self.phases):
+            apart.add("evaluate_every_epochs")  # which alone count evaluations
         deciding = {name: value for name, value in _changed_fields(self).items() if name not in apart}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -191,26 +270,33 @@ def changed(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             raise TinlabError(f"--set takes PATH=VALUE, such as optimizer.peak_lr=0.1, not '{assignment}'")
-        *groups, last = path.split(".")
-        group: Any = value
-        for name in groups:
-            group = _member(group, name, path)
-        _member(group, last, path)
-        group[last] = _parse(text)
-        if path in ("schedule.steps", "schedule.epochs") and group[last] is not None:
-            group["epochs" if last == "steps" else "steps"] = None
+        _assign(value, path, _parse(text), "--set")
         if recipe.provenance:
             value["provenance"][path] = {"kind": "changed", "why": f"set to {text} by hand"}
     return parse_recipe(value, "--set")
 
 
-def _member(group: Any, name: str, path: str) -> Any:
+def _assign(value: Any, path: str, item: Any, where: str) -> None:
+    """Set the field at `path` of a recipe's JSON value; `where` begins the error where there is none."""
+    *groups, last = path.split(".")
+    group = value
+    for name in groups:
+        group = _member(group, name, f"{where} {path}")
+    _member(group, last, f"{where} {path}")
+    group[int(last) if isinstance(group, list) else last] = item
+    if path in ("schedule.steps", "schedule.epochs") and item is not None:
+        group["epochs" if last == "steps" else "steps"] = None
+
+
+def _member(group: Any, name: str, where: str) -> Any:
     if isinstance(group, dict) and name in group:
         return group[name]
+    if isinstance(group, list) and name.isdigit() and int(name) < len(group):
+        return group[int(name)]
     known = list(group) if isinstance(group, dict) else []
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}" if known else ""
-    raise TinlabError(f"--set {path}: there is no field '{name}'{'; ' if hint else ''}{hint}")
+    raise TinlabError(f"{where}: there is no field '{name}'{'; ' if hint else ''}{hint}")
 
 
 def _parse(text: str) -> Any:

@@ -20,6 +20,15 @@ def _known(name: str) -> str:
     return name
 
 
+class LayerRate(Knobs):
+    """A rate of its own for some layers."""
+
+    layers: str
+    """Pattern of layer names, such as layer4* or fc; `tinlab models NAME` lists them."""
+    factor: NotNegative
+    """What the learning rate is multiplied by; 0: these layers stand still."""
+
+
 class Optimizer(Knobs):
     """How a gradient becomes an update."""
 
@@ -41,6 +50,12 @@ class Optimizer(Knobs):
     """For SGD added to the gradient; for AdamW, Lion and Muon taken off the weight, times the rate."""
     decay_weights_only: bool = False
     """Leave biases and the scales and shifts of batch norm out of weight decay."""
+    layer_rates: tuple[LayerRate, ...] = ()
+    """Learning rates by layer: the first pattern that a layer matches decides; one that matches none has the
+    rate itself."""
+    frozen_statistics: bool = True
+    """Batch norms whose layer has a factor of 0 also keep their running statistics and normalise by them;
+    false: by the batch, as all others do."""
     clip_norm: Positive | None = None
     """Scale the gradient down to this length, over all parameters, where it is longer."""
     sam_rho: Positive | None = None
@@ -141,6 +156,29 @@ class Schedule(Knobs):
         return max(1, round(self.epochs * train_images / self.batch_size))
 
 
+class MagnitudePruning(Knobs):
+    """Set the smallest weights of all layers together to zero, for good (Han et al. 2015)."""
+
+    kind: Literal["magnitude"] = "magnitude"
+    share: Annotated[float, Field(ge=0, lt=1)]
+    """Of all weights of convolutions and fully connected layers; those pruned before count."""
+    keep: tuple[str, ...] = ()
+    """Patterns of layers that are left alone."""
+
+
+class ChannelPruning(Knobs):
+    """Remove the weakest channels, so that the network is smaller and faster (Fang et al. 2023, DepGraph)."""
+
+    kind: Literal["channels"] = "channels"
+    share: Annotated[float, Field(ge=0, lt=1)]
+    """Of the channels that the network has at that point, over all layers together."""
+    keep: tuple[str, ...] = ()
+    """Patterns of layers whose channels are left alone; the classifier's always are."""
+
+
+Prune = Annotated[MagnitudePruning | ChannelPruning, Field(discriminator="kind")]
+
+
 class Compute(Knobs):
     """How the arithmetic is done; it decides the last digits of a result."""
 
@@ -150,3 +188,5 @@ class Compute(Knobs):
     channels_last: bool = True
     compile: bool = False
     """Train through torch.compile; pays after some minutes."""
+    sync_batch_norm: bool = False
+    """On several ranks, normalise by the whole batch, and not by each rank's part of it."""

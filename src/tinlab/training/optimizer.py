@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from tinlab import recipe
 from tinlab.errors import TinlabError
+from tinlab.models.layers import named_layers
 from tinlab.models.zoo import import_timm
 
 Groups = list[dict[str, Any]]
@@ -19,36 +21,74 @@ Groups = list[dict[str, Any]]
 def build(knobs: recipe.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer over `model`'s parameters.
 
-    SGD and AdamW take one fused kernel a group. Raises TinlabError where timm has no such optimizer, where
-    it cannot be used here, and for Muon where no weight is left to it.
+    SGD and AdamW take one fused kernel a group. A parameter whose layer has a rate of 0 is left out; the
+    groups of other rates carry their `rate_factor`, which `schedule.set_rates` multiplies by. Raises
+    TinlabError where timm has no such optimizer, where it cannot be used here, for Muon where no weight is
+    left to it, and where every layer has a rate of 0.
     """
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    factors = rate_factors(knobs, model)
+    trained = [p for p in model.parameters() if factors[p] > 0]
+    if not trained:
+        raise TinlabError("optimizer.layer_rates: every layer has a factor of 0, so nothing would be trained")
+    groups = _groups(knobs, trained, factors)
     match knobs.name:
         case "sgd":
             return torch.optim.SGD(
-                _groups(knobs, weights, others),
+                groups,
                 lr=knobs.peak_lr,
                 momentum=knobs.momentum,
                 nesterov=knobs.nesterov,
                 fused=True,
             )
         case "adamw":
-            return torch.optim.AdamW(
-                _groups(knobs, weights, others), lr=knobs.peak_lr, betas=_betas(knobs, 0.999), fused=True
-            )
+            return torch.optim.AdamW(groups, lr=knobs.peak_lr, betas=_betas(knobs, 0.999), fused=True)
         case "lion":
             import_timm()
             from timm.optim import Lion
 
-            found: torch.optim.Optimizer = Lion(
-                _groups(knobs, weights, others), lr=knobs.peak_lr, betas=_betas(knobs, 0.99)
-            )
+            found: torch.optim.Optimizer = Lion(groups, lr=knobs.peak_lr, betas=_betas(knobs, 0.99))
             return found
         case "muon":
-            return _muon(knobs, model, weights, others)
+            return _muon(knobs, model, trained, factors)
         case _:
-            return _of_timm(knobs, _groups(knobs, weights, others))
+            return _of_timm(knobs, groups)
+
+
+def rate_factors(knobs: recipe.Optimizer, model: nn.Module) -> dict[nn.Parameter, float]:
+    """What the learning rate of each parameter of `model` is multiplied by.
+
+    Raises TinlabError where a pattern of `knobs.layer_rates` matches no layer.
+    """
+    factors = dict.fromkeys(model.parameters(), 1.0)
+    for rate in reversed(knobs.layer_rates):  # so that the first pattern has the last word
+        for layer in named_layers(model, rate.layers, field="optimizer.layer_rates").values():
+            factors.update(dict.fromkeys(layer.parameters(), rate.factor))
+        # Some networks have parameters that belong to no layer, such as a transformer's positions.
+        own = (p for name, p in model.named_parameters() if fnmatchcase(name, rate.layers))
+        factors.update(dict.fromkeys(own, rate.factor))
+    return factors
+
+
+class Frozen:
+    """Takes the gradient from the layers of `model` whose rate is 0, and gives it to all others."""
+
+    def __init__(self, knobs: recipe.Optimizer, model: nn.Module) -> None:
+        self._model = model
+        factors = rate_factors(knobs, model)
+        for parameter, factor in factors.items():
+            parameter.requires_grad_(factor > 0)
+        own = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        self._norms = [
+            norm
+            for norm in own
+            if knobs.frozen_statistics and any(factors[p] == 0 for p in norm.parameters())
+        ]
+
+    def train(self) -> None:
+        """Put the model into training mode, but for batch norms that keep their statistics."""
+        self._model.train()
+        for norm in self._norms:
+            norm.eval()
 
 
 def check(knobs: recipe.Optimizer, model: nn.Module) -> None:
@@ -56,12 +96,12 @@ def check(knobs: recipe.Optimizer, model: nn.Module) -> None:
 
     One of timm's takes a step on a small weight, to see that a checkpoint can hold what it keeps.
     """
-    if knobs.name == "muon":
+    if knobs.name == "muon" or knobs.layer_rates:
         build(knobs, model)
     if not knobs.name.startswith("timm:"):
         return
     probe = nn.Linear(2, 2)
-    updater = build(knobs, probe)
+    updater = build(knobs.model_copy(update={"layer_rates": ()}), probe)
     for parameter in probe.parameters():
         parameter.grad = torch.ones_like(parameter)
     with torch.compiler.set_stance("force_eager"):  # some of timm's would be compiled for it
@@ -102,12 +142,18 @@ def fill_missing_gradients(model: nn.Module) -> None:
             parameter.grad = torch.zeros_like(parameter)
 
 
-def _groups(knobs: recipe.Optimizer, weights: list[nn.Parameter], others: list[nn.Parameter]) -> Groups:
+def _groups(
+    knobs: recipe.Optimizer, parameters: list[nn.Parameter], factors: dict[nn.Parameter, float]
+) -> Groups:
+    """A group for every rate factor and weight decay that there is."""
     decay = knobs.weight_decay
-    groups = [
-        {"params": weights, "weight_decay": decay},
-        {"params": others, "weight_decay": 0.0 if knobs.decay_weights_only else decay},
-    ]
+    groups: Groups = []
+    for factor in dict.fromkeys(factors[p] for p in parameters):
+        own = [p for p in parameters if factors[p] == factor]
+        rate = {} if factor == 1 else {"rate_factor": factor}
+        groups.append({"params": [p for p in own if p.ndim > 1], "weight_decay": decay, **rate})
+        others = [p for p in own if p.ndim <= 1]
+        groups.append({"params": others, "weight_decay": 0.0 if knobs.decay_weights_only else decay, **rate})
     return [group for group in groups if group["params"]]
 
 
@@ -116,22 +162,26 @@ def _betas(knobs: recipe.Optimizer, beta2: float) -> tuple[float, float]:
 
 
 def _muon(
-    knobs: recipe.Optimizer, model: nn.Module, weights: list[nn.Parameter], others: list[nn.Parameter]
+    knobs: recipe.Optimizer,
+    model: nn.Module,
+    trained: list[nn.Parameter],
+    factors: dict[nn.Parameter, float],
 ) -> torch.optim.Optimizer:
     """timm's Muon, which unlike torch's takes the weights of convolutions, as (out, in * height * width)."""
     import_timm()
     from timm.optim import Muon
 
-    hidden = hidden_weights(model)
+    apart = set(hidden_weights(model))
+    hidden = [p for p in trained if p in apart]
     if not hidden:
         raise TinlabError(
             "optimizer.name: muon trains the layers between the first and the last, and this network has "
             "none; take adamw"
         )
     rest = {"use_fallback": True, "nesterov": False}
-    apart = set(hidden)
-    groups = [{"params": hidden, "weight_decay": knobs.weight_decay, "use_fallback": False}]
-    groups += [{**group, **rest} for group in _groups(knobs, [p for p in weights if p not in apart], others)]
+    others = [p for p in trained if p not in apart]
+    groups = [{**group, "use_fallback": False} for group in _groups(knobs, hidden, factors)]
+    groups += [{**group, **rest} for group in _groups(knobs, others, factors)]
     updater: torch.optim.Optimizer = Muon(
         groups,
         lr=knobs.peak_lr,

@@ -67,9 +67,10 @@ def momentum(knobs: recipe.Schedule, high: float, step: int, total_steps: int) -
 
 
 def set_rates(updater: torch.optim.Optimizer, rate: float, momentum: float | None) -> None:
-    """Give `updater` its learning rate, and its momentum or beta 1 where that is cycled."""
+    """Give `updater` its learning rate, a group with a `rate_factor` its own, and its momentum or beta 1
+    where that is cycled."""
     for group in updater.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
         if momentum is None:
             continue
         if "momentum" in group:
