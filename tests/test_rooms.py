@@ -11,8 +11,8 @@ SOURCES = Path(tinlab.__file__).parent
 ORDER = [
     "errors", "files", "tuning", "recipe",
     "data", "augment", "models", "recipes",
-    "compute", "runs", "evaluation", "training", "networks",
-    "classifier", "evaluating", "results", "report", "study", "demo", "terminal", "cli", "__main__",
+    "compute", "ranks", "runs", "evaluation", "training", "networks",
+    "classifier", "evaluating", "explain", "checks", "export", "results", "report", "study", "serve", "demo", "terminal", "cli", "__main__",
 ]  # fmt: skip
 """source -> pack -> batches -> augment -> model -> predict -> metrics -> step -> checkpoint -> report."""
 

@@ -16,6 +16,7 @@ from tinlab.compute import place, resolve_device
 from tinlab.data.decode import ImageError, decode_into, square
 from tinlab.errors import TinlabError
 from tinlab.evaluation.predict import BATCH_SIZE, forward
+from tinlab.models.structure import smaller
 from tinlab.runs import Run
 from tinlab.training import checkpoint
 
@@ -90,8 +91,13 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
     chosen = resolve_device(device)
     compute = opened.recipe.compute
     size = opened.preprocessing.image_size
-    model = place(models.build(opened.recipe.model, len(opened.classes), image_size=size), compute, chosen)
-    averaged = opened.recipe.optimizer.ema_decay is not None
+    state = checkpoint.read_state(last)
+    recipe = opened.recipe.phase(state.stage)
+    model = models.build(recipe.model, len(opened.classes), image_size=size)
+    if state.structure is not None:
+        smaller(model, state.structure, image_size=size)
+    model = place(model, compute, chosen)
+    averaged = recipe.optimizer.ema_decay is not None
     checkpoint.load_measured(last, model, chosen, averaged)
     return Classifier(opened, model.eval(), chosen)
 

@@ -173,7 +173,7 @@ def keep_metrics_until(path: Path, step: int) -> None:
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def describe_environment(pack: Pack, device: str) -> dict[str, Any]:
+def describe_environment(pack: Pack, device: str, ranks: int = 1) -> dict[str, Any]:
     """Hardware, versions, commit and pack: what environment.json holds."""
     import numpy as np
     import torch
@@ -190,6 +190,7 @@ def describe_environment(pack: Pack, device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "device": device,
+        "ranks": ranks,
         "gpu": torch.cuda.get_device_name(device) if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
         "commit": commit(),

@@ -152,7 +152,8 @@ class _Lines:
 
 
 def _numbers(progress: loop.Progress) -> str:
-    text = f"{progress.images_per_second:,.0f} images/s · loss {progress.loss:.3f}"
+    text = "" if progress.stage is None else f"{progress.stage} · "
+    text += f"{progress.images_per_second:,.0f} images/s · loss {progress.loss:.3f}"
     text += f" · train {progress.top1_percent:.1f}%"
     if progress.held_out_top1_percent is not None:
         text += f" · {progress.held_out} {progress.held_out_top1_percent:.1f}%"

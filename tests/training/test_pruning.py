@@ -365,8 +365,7 @@ def test_resnets_are_cut_as_if_their_weakest_channels_were_silent(
 
 
 def test_importance_by_hand():
-    """A convolution of three channels and a linear layer that reads them; a second one that is larger by a
-    factor changes nothing, since each layer is compared by its mean."""
+    """Two convolutions of three and four channels, and a linear layer: all seven channels are ranked."""
     model = nn.Sequential(
         nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 4, 1, bias=False), nn.Flatten(), nn.Linear(4, 2)
     )
@@ -374,8 +373,7 @@ def test_importance_by_hand():
         model[0].weight.copy_(torch.tensor([[1.0, 0, 0], [0, 3.0, 0], [0, 0, 2.0]]).view(3, 3, 1, 1))
         model[1].weight.copy_(torch.tensor([[4.0, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]).view(4, 3, 1, 1))
         model[3].weight.copy_(torch.tensor([[1.0, 0, 5, 4], [0, 1, 0, 0]]))
-    # First layer: (1 + 16) / 2, (9 + 2) / 2, (4 + 3) / 2 over their mean 35 / 6: 1.46, 0.94, 0.60.
-    # Second: (18 + 1) / 2, (2 + 1) / 2, (1 + 25) / 2, 16 / 2 over their mean 8: 1.19, 0.19, 1.63, 1.
+    # First layer: 1 + 16, 9 + 2, 4 + 3. Second: 18 + 1, 2 + 1, 1 + 25, 0 + 16. The smallest are 3 and 7.
     found = cut(model, 2 / 7, "3", image_size=1)
     assert (found.channels_before, found.channels) == (7, 5)
     assert torch.equal(model[0].weight.view(2, 3), torch.tensor([[1.0, 0, 0], [0, 3, 0]]))
@@ -402,7 +400,7 @@ def test_the_librarys_own_pruner_takes_the_same_channels():
     tp.pruner.BasePruner(
         theirs,
         torch.randn(2, 3, 32, 32),
-        tp.importance.GroupMagnitudeImportance(p=2),
+        tp.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None),
         global_pruning=True,
         pruning_ratio=0.25,
         ignored_layers=[theirs.fc],

@@ -5,6 +5,7 @@ Modules that take long to import are imported inside the commands, so that `--he
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -33,7 +34,10 @@ def main() -> None:
     try:
         app()
     except TinlabError as error:
-        sys.exit(terminal.fail(str(error), error.exit_code))
+        rank = int(os.environ.get("RANK", "0"))
+        if rank > 0 and error.on_every_rank:
+            sys.exit(error.exit_code)
+        sys.exit(terminal.fail(f"rank {rank}: {error}" if rank > 0 else str(error), error.exit_code))
     except KeyboardInterrupt:
         sys.exit(terminal.fail("stopped", 130))
     except BrokenPipeError:

@@ -42,8 +42,8 @@ def train(
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
     json: AsJson = False,
 ) -> None:
-    """Train a recipe, and measure it on val."""
-    from tinlab import recipes
+    """Train a recipe, and measure it on val. On several GPUs or machines: torchrun -m tinlab train …"""
+    from tinlab import ranks, recipes
     from tinlab.data.pack import Pack
     from tinlab.data.places import open_data
     from tinlab.training import loop
@@ -66,7 +66,7 @@ def train(
     else:
         assert recipe is not None
         chosen, foreign = recipes.with_changes(recipes.find(recipe), set or [])
-        if foreign:
+        if foreign and ranks.number() == 0:
             terminal.say(f"left out, as {chosen.model.name} has none: {', '.join(foreign)}")
         with terminal.counting("pack the images") as count:
             pack = open_data(data, progress=count)
@@ -81,6 +81,8 @@ def train(
                 watch=watch,
                 started=started,
             )
+    if ranks.number() > 0:
+        return
     result = run.result or {}
     if json:
         terminal.show_json({"run": str(run.path), **result})

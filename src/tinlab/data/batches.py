@@ -38,7 +38,9 @@ class Batches:
     """The endless stream of training batches over some rows of a split.
 
     The images stay memory-mapped, or lie on the device where that is a GPU. A row may be there several times,
-    as fixed copies that `variants`, int64 and as long as `rows`, tells apart.
+    as fixed copies that `variants`, int64 and as long as `rows`, tells apart. Of several ranks each gets the
+    images at the places `shard` of every batch. The passes are counted from `first_epoch`, which is where a
+    stage of a training goes on counting.
     """
 
     def __init__(
@@ -49,6 +51,9 @@ class Batches:
         seed: int,
         device: torch.device,
         variants: np.ndarray | None = None,
+        *,
+        shard: np.ndarray | None = None,
+        first_epoch: int = 0,
     ) -> None:
         if len(rows) == 0:
             raise TinlabError(f"{split.pack.path} has no images in {split.name} to train on")
@@ -57,6 +62,8 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
+        self.first_epoch = first_epoch
+        self._shard = np.arange(batch_size) if shard is None else shard
         self._images: np.ndarray | Tensor = split.images
         if device.type == "cuda":
             self._images = torch.from_numpy(np.array(split.images)).to(device)
@@ -65,8 +72,9 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """The batch of step `step`, counted from 0."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        places = step * self.batch_size + self._shard
         epochs, places = np.divmod(places, len(self.rows))
+        epochs += self.first_epoch
         chosen = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch

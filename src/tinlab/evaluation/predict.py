@@ -16,6 +16,7 @@ from tinlab.compute import autocast
 from tinlab.data.pack import Split
 from tinlab.errors import TinlabError
 from tinlab.files import write_atomically
+from tinlab.ranks import ALONE, Ranks
 from tinlab.recipe import Compute
 from tinlab.runs import Preprocessing
 
@@ -65,16 +66,30 @@ def predict_split(
     compute: Compute,
     device: torch.device,
     about: dict[str, str] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Predictions:
-    """The logits of every image of `split`, in its order, with `model` in evaluation mode (it stays so)."""
-    logits = []
+    """The logits of every image of `split`, in its order, with `model` in evaluation mode (it stays so).
+
+    Ranks share the batches, none is padded, and all get all logits.
+    """
+    logits = np.empty((0, 0), np.float32)
     with torch.inference_mode():
         model.eval()
         for start in range(0, len(split), BATCH_SIZE):
+            if start // BATCH_SIZE % ranks.count != ranks.rank:
+                continue
             images = torch.from_numpy(np.array(split.images[start : start + BATCH_SIZE]))
-            logits.append(forward(model, preprocessing, images.to(device), compute).cpu().numpy())
+            found = forward(model, preprocessing, images.to(device), compute).cpu().numpy()
+            if not logits.size:
+                logits = np.zeros((len(split), found.shape[1]), np.float32)
+            logits[start : start + len(found)] = found
+    if ranks.count > 1:
+        # A rank without a batch does not know how many classes there are. Each row is 0 on all ranks but one.
+        width = int(ranks.maximum(torch.tensor([logits.shape[1]], device=device)))
+        whole = torch.from_numpy(logits if logits.size else np.zeros((len(split), width), np.float32))
+        logits = ranks.sum(whole.to(device)).cpu().numpy()
     return Predictions(
-        logits=np.concatenate(logits) if logits else np.empty((0, 0), np.float32),
+        logits=logits,
         labels=np.array(split.labels),
         indices=np.arange(len(split)),
         about={"split": split.name, "pack_digest": split.pack.digest, **(about or {})},

@@ -45,9 +45,12 @@ class State:
     the time in which the run was stopped. The window holds sums over the images since the curve's last point.
     `blocks_run` residual blocks ran in `depth_steps` steps, where stochastic depth drops some.
     `optimizer` holds what it keeps as plain numbers, named as its tensors are; `scaling` is that of the loss.
+    `stage` counts from 0 and `step` through all stages; `structure` says which shapes pruned layers have, and
+    `hard_classes` which classes get the augmentation for hard ones.
     """
 
     step: int = 0
+    stage: int = 0
     train_seconds: float = 0.0
     elapsed_seconds: float = 0.0
     window_loss: float = 0.0
@@ -61,6 +64,8 @@ class State:
     optimizer: dict[str, float] = field(default_factory=dict)
     scaling: dict[str, float] = field(default_factory=dict)
     plateau: Plateau = field(default_factory=Plateau)
+    structure: dict[str, Any] | None = None
+    hard_classes: list[int] = field(default_factory=list)
 
 
 def save(
@@ -95,6 +100,15 @@ def latest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def read_state(place: Path) -> State:
+    """Where the run stood at checkpoint `place`. Raises TinlabError where that cannot be read."""
+    try:
+        values = read_json(place / "state.json")
+        return State(**{**values, "plateau": Plateau(**values.get("plateau", {}))})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TinlabError(f"{place / 'state.json'} cannot be read ({error}); remove {place}") from error
+
+
 def restore(
     place: Path,
     model: nn.Module,
@@ -107,11 +121,7 @@ def restore(
     Raises TinlabError where it is damaged.
     """
     load_weights(place, model, device)
-    try:
-        values = read_json(place / "state.json")
-        state = State(**{**values, "plateau": Plateau(**values.get("plateau", {}))})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise TinlabError(f"{place / 'state.json'} cannot be read ({error}); remove {place}") from error
+    state = read_state(place)
     kept = {**_load_tensors(place / "optimizer.safetensors", device), **state.optimizer}
     names = dict(model.named_parameters())
     groups = {f"#{number}": group for number, group in enumerate(optimizer.param_groups)}

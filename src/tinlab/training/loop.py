@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinlab import models, runs
 from tinlab.augment import mix
-from tinlab.augment.copies import with_copies
 from tinlab.augment.draws import seed_for_step
-from tinlab.augment.policy import Policy
-from tinlab.compute import autocast, place, resolve_device
-from tinlab.data.batches import Batch, Batches, chosen_rows
+from tinlab.augment.targeted import Targeted, hardest_classes
+from tinlab.compute import autocast, resolve_device
+from tinlab.data.batches import Batch
 from tinlab.data.pack import Pack, triple
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Metrics, measure
 from tinlab.evaluation.predict import predict_split
 from tinlab.files import write_json
-from tinlab.models.depth import count_blocks, expected_blocks, residual_blocks
-from tinlab.recipe import Recipe
+from tinlab.models.layers import named_layers
+from tinlab.ranks import Ranks, begun_by_this_launch, joined, lost, restarted
+from tinlab.recipe import ChannelPruning, Recipe
 from tinlab.runs import Preprocessing, Run
-from tinlab.training import checkpoint, optimizer, schedule
-from tinlab.training.averaging import Lookahead, MovingAverage
+from tinlab.training import checkpoint, optimizer, pruning, schedule
+from tinlab.training.curves import Curves, Meter, eval_point, train_point
 from tinlab.training.penalties import Penalties
 from tinlab.training.scaling import Scaling
-from tinlab.training.sharpness import SharpnessAware
+from tinlab.training.schedule import Plateau
 from tinlab.training.signals import StopRequest
-
-POINTS_PER_EPOCH = 20
-"""How many points the training curve gets in one pass over the data."""
+from tinlab.training.stages import Left, Setup, Span, spans
 
 
 class TrainingStopped(TinlabError):
@@ -51,10 +49,13 @@ class TrainingStopped(TinlabError):
             f"stopped by {name} after step {step} of {total_steps}; go on with: tinlab train --resume {run}"
         )
         self.exit_code = 128 + signal_number
+        self.on_every_rank = True
 
 
 class Diverged(TinlabError):
     """The loss, or a weight, is no longer a finite number."""
+
+    on_every_rank = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Progress:
     seconds_left: float
     held_out: str
     held_out_top1_percent: float | None
+    stage: str | None = None
 
 
 Watcher = Callable[[Progress], None]
@@ -90,17 +92,24 @@ def train(
 ) -> Run:
     """Train `recipe` on `pack` in a new run folder inside `out`, and measure it on `final_split`.
 
-    A checkpoint is written every `checkpoint_seconds` (0: after every step) and at the end. `started` is
-    told the run once its folder is there; `watch` is told the progress. What selects, such as a search,
-    measures on `tune` in the end, so that it never looks at `val`. Raises TrainingStopped after a
-    signal, Diverged when the loss is not finite, TinlabError for a recipe that does not fit the pack.
+    A checkpoint is written every `checkpoint_seconds` (0: after every step), after each stage and at the end.
+    `started` is told the run once its folder is there; `watch` is told the progress. What selects, such as a
+    search, measures on `tune` in the end, so that it never looks at `val`. Under torchrun all ranks train
+    together, and one that torchrun has started again goes on with the run that was begun. Raises
+    TrainingStopped after a signal, Diverged when the loss is not finite, TinlabError for a recipe that does
+    not fit the pack, or where another rank is gone.
     """
     recipe_fits(recipe, pack)
     # What is missing is told before there is a run.
-    models.check_weights(recipe.model, len(pack.info.classes), image_size=pack.info.image_size)
-    chosen = resolve_device(device)
-    run = runs.create(out, recipe, seed, pack, preprocessing(recipe, pack))
-    return _go(run, pack, chosen, checkpoint_seconds, final_split, watch, started)
+    models.check_weights(recipe.phases[0].model, len(pack.info.classes), image_size=pack.info.image_size)
+    with joined(resolve_device(device)) as (ranks, chosen):
+        path = ""
+        if ranks.first:
+            again = _begun(out, recipe, seed, pack) if restarted() else None
+            run = again or runs.create(out, recipe, seed, pack, preprocessing(recipe, pack))
+            path = str(run.path.resolve()) if ranks.count > 1 else str(run.path)
+        run = runs.open_run(ranks.text(path, chosen))
+        return _go(run, pack, chosen, ranks, checkpoint_seconds, final_split, watch, started)
 
 
 def resume(
@@ -115,8 +124,9 @@ def resume(
 ) -> Run:
     """Go on with the run in folder `path` from its last checkpoint, as `train` would have.
 
-    On a CPU the final weights equal those of an uninterrupted run bit for bit. Raises as `train` does, and
-    TinlabError where the pack is not the one that the run began with.
+    On a CPU the final weights equal those of an uninterrupted run bit for bit; on another number of ranks
+    within rounding. Raises as `train` does, and TinlabError where the pack is not the one that the run began
+    with.
     """
     run = runs.open_run(path)
     pack = pack or Pack.open(run.pack)
@@ -125,189 +135,296 @@ def resume(
             f"{pack.path} is not the pack that {path} was trained on (digest {pack.digest[:12]}, not "
             f"{run.pack_digest[:12]}); name that one with --data"
         )
-    return _go(run, pack, resolve_device(device), checkpoint_seconds, final_split, watch, started)
+    with joined(resolve_device(device)) as (ranks, chosen):
+        return _go(run, pack, chosen, ranks, checkpoint_seconds, final_split, watch, started)
+
+
+def _begun(out: Path, recipe: Recipe, seed: int, pack: Pack) -> Run | None:
+    """The run in `out` that was begun before torchrun started its ranks again."""
+    for run in reversed(runs.list_runs(out)):
+        same = run.recipe.digest == recipe.digest and run.recipe.name == recipe.name and run.seed == seed
+        if same and run.pack_digest == pack.digest and begun_by_this_launch(run.started_at):
+            return run
+    return None
 
 
 def _go(
     run: Run,
     pack: Pack,
     device: torch.device,
+    ranks: Ranks,
     checkpoint_seconds: float,
     final_split: str,
     watch: Watcher | None,
     started: Callable[[Run], None] | None,
 ) -> Run:
-    with runs.locked(run.path), StopRequest() as stop:
-        if started is not None:
+    with runs.locked(run.path) if ranks.first else nullcontext(), StopRequest() as stop:
+        if started is not None and ranks.first:
             started(run)
-        if run.result is None:
-            environment = runs.describe_environment(pack, str(device))
+        if run.result is not None:
+            return run
+        if ranks.first:
+            environment = runs.describe_environment(pack, str(device), ranks.count)
             if before := run.environment:
                 environment = {**before, "resumed": [*before.get("resumed", []), environment]}
             write_json(run.path / "environment.json", environment)
-            _train(run, pack, device, checkpoint_seconds, final_split, watch, stop)
+        job = _Job(run, pack, device, ranks, checkpoint_seconds, watch if ranks.first else None, stop)
+        try:
+            job.train(final_split)
+        except RuntimeError as error:
+            if ranks.count > 1 and lost(error):
+                raise TinlabError(
+                    f"rank {ranks.rank} of {ranks.count} has lost another one; go on with: tinlab train "
+                    f"--resume {run.path}, on as many ranks as there are"
+                ) from error
+            raise
+        ranks.wait()  # until the result is there for all
     return run
 
 
-def _train(
-    run: Run,
-    pack: Pack,
-    device: torch.device,
-    checkpoint_seconds: float,
-    final_split: str,
-    watch: Watcher | None,
-    stop: StopRequest,
-) -> None:
-    recipe, seed = run.recipe, run.seed
-    train_split = pack.split(recipe.data.train_split)
-    held_out = pack.split("tune" if recipe.data.train_split == "train" else "val")
-    rows = chosen_rows(train_split, recipe.data.images_per_class, recipe.data.images)
-    rows, variants = with_copies(rows, recipe.augment, seed)
-    total_steps = recipe.schedule.total_steps(len(rows))
-    steps_per_epoch = len(rows) / recipe.schedule.batch_size
-    log_every = max(1, round(steps_per_epoch / POINTS_PER_EPOCH))
-    evaluate_every = max(1, round(steps_per_epoch * recipe.evaluate_every_epochs))
+class _Job:
+    """One run's training, from where it stands to its result."""
 
-    batches = Batches(train_split, rows, recipe.schedule.batch_size, seed, device, variants)
-    shown = run.preprocessing
-    mean, std = (torch.tensor(values, device=device) for values in (shown.mean, shown.std))
-    policy = Policy(recipe.augment, mean, std, seed)
-    torch.manual_seed(seed)
-    model = models.build(recipe.model, len(run.classes), image_size=shown.image_size)
-    last = checkpoint.latest(run.path)
-    if last is None:
-        loaded = models.begin(model, recipe.model, policy.normalise(batches.at(0).images))
-        if loaded is not None:
-            write_json(run.path / "environment.json", {**run.environment, "weights": asdict(loaded)})
-    model = place(model, recipe.compute, device)
-    knobs = recipe.optimizer
-    updater = optimizer.build(knobs, model)
-    scaling = Scaling(device, recipe.compute.precision == "fp16")
-    sharpness = None if knobs.sam_rho is None else SharpnessAware(model, knobs.sam_rho)
-    lookahead = (
-        None
-        if knobs.lookahead_steps is None
-        else Lookahead(model, knobs.lookahead_steps, knobs.lookahead_alpha)
-    )
-    average = None if knobs.ema_decay is None else MovingAverage(model, knobs.ema_decay)
-    beside = {} if average is None else {checkpoint.EMA: average.tensors()}
-    if lookahead is not None:
-        beside["lookahead"] = lookahead.tensors()
-    measured_model = model if average is None else average.model
-    # What is compiled is a second face of the same weights: saving and measuring go through the raw module.
-    network = torch.compile(model) if recipe.compute.compile else model
-    depth = _Depth(model)
-    penalties = Penalties(recipe.loss.penalties, model)
+    def __init__(
+        self,
+        run: Run,
+        pack: Pack,
+        device: torch.device,
+        ranks: Ranks,
+        checkpoint_seconds: float,
+        watch: Watcher | None,
+        stop: StopRequest,
+    ) -> None:
+        self.run, self.pack, self.device, self.ranks = run, pack, device, ranks
+        self.checkpoint_seconds, self.watch, self.stop = checkpoint_seconds, watch, stop
+        self.spans = spans(run.recipe, pack, run.seed)
+        self.total_steps = self.spans[-1].end_step
+        self.held_out = pack.split("tune" if run.recipe.data.train_split == "train" else "val")
+        self.held_out_top1: float | None = None
+        self.rate = 0.0
 
-    state = checkpoint.State()
-    if last is not None:
-        state = checkpoint.restore(last, model, updater, device, beside)
-        scaling.restore(state.scaling)
-    runs.keep_metrics_until(run.path / "metrics.jsonl", state.step)
+    def train(self, final_split: str) -> None:
+        """All stages from the last checkpoint on, and the result."""
+        last = checkpoint.latest(self.run.path)
+        self.state = checkpoint.State() if last is None else checkpoint.read_state(last)
+        self.ranks.wait()  # until all have read what there was
+        if self.ranks.first:
+            runs.keep_metrics_until(self.run.path / "metrics.jsonl", self.state.step)
+        self.ranks.wait()
+        self.meter = Meter(self.device, self.ranks)
+        self.began, self.elapsed_before = time.perf_counter(), self.state.elapsed_seconds
+        self.saved_at = self.began
+        left: Left | None = None
+        with Curves(self.run, self.state.step, writes=self.ranks.first) as self.curves:
+            for span in self.spans[self.state.stage :]:
+                if span.number > self.state.stage:
+                    self.state.stage, self.state.plateau = span.number, Plateau()
+                setup = Setup(
+                    span, self.run, self.pack, self.state, self.device, self.ranks, last=last, left=left
+                )
+                self._stage(setup)
+                left, last = setup.left(), None
+                if span is not self.spans[-1]:
+                    self._measure(setup)
+            self._finish(setup, final_split)
 
-    def save() -> None:
-        # The loss shows a spoilt weight one step late: look at the weights before they replace good ones.
-        if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-            raise _diverged(run, state.step, rate)
-        state.scaling = scaling.state()
-        checkpoint.save(run.path, model, updater, state, beside)
-
-    with _Curves(run, state.step) as curves:
-        meter = _Meter(device)
-        began, elapsed_before = time.perf_counter(), state.elapsed_seconds
-        saved_at = began
-        held_out_top1: float | None = None
-        rate = 0.0
-        model.train()
-        while state.step < total_steps:
-            evaluating = state.step > 0 and state.step % evaluate_every == 0
-            if evaluating and not curves.measured(state.step):
+    def _stage(self, setup: Setup) -> None:
+        """The steps of one stage."""
+        span, recipe, state, seed = setup.span, setup.recipe, self.state, self.run.seed
+        knobs, policy, device, stop = recipe.optimizer, setup.policy, self.device, self.stop
+        setup.frozen.train()
+        while state.step < span.end_step:
+            step = state.step - span.first_step
+            if step > 0 and step % span.evaluate_every == 0:
                 # At the beginning of a step, so that a run resumed from this very step does not skip it.
-                predictions = predict_split(measured_model, shown, held_out, recipe.compute, device)
-                model.train()
-                measured = measure(predictions.logits, predictions.labels)
-                held_out_top1 = measured.top1_percent
-                state.elapsed_seconds = elapsed_before + time.perf_counter() - began
-                curves.add(_eval_point(state, steps_per_epoch, held_out.name, measured))
-            if evaluating and recipe.schedule.shape == "plateau":
-                # Also where the curve had its point already, and the checkpoint was from before it.
-                state.plateau.observe(recipe.schedule, state.step, curves.held_out_loss(state.step))
+                self._measure(setup)
 
             step_began = time.perf_counter()
-            size = size_at(recipe.data.image_sizes, state.step, total_steps)
-            rate = schedule.learning_rate(
-                recipe.schedule, knobs.peak_lr, state.step, total_steps, state.plateau.cuts
+            size = size_at(recipe.data.image_sizes, step, span.steps)
+            self.rate = schedule.learning_rate(
+                recipe.schedule, knobs.peak_lr, step, span.steps, state.plateau.cuts
             )
-            momentum = schedule.momentum(recipe.schedule, knobs.momentum, state.step, total_steps)
-            schedule.set_rates(updater, rate, momentum)
+            momentum = schedule.momentum(recipe.schedule, knobs.momentum, step, span.steps)
+            schedule.set_rates(setup.updater, self.rate, momentum)
 
             torch.manual_seed(seed_for_step(seed, state.step))
-            batch = batches.at(state.step)
+            if self.ranks.rank > 0 and device.type == "cuda":
+                # Blocks are dropped by the host's generator, alike on all ranks; dropout differs.
+                torch.cuda.manual_seed(seed_for_step(seed, state.step) + self.ranks.rank)
+            batch = setup.batches.at(step)
             inputs, batch = policy.inputs(batch, size)  # (B, 3, size, size)
-            backward = partial(in_parts, network, inputs, batch, recipe, penalties, scaling)
-            loss, penalty, correct = backward() if sharpness is None else sharpness(backward)
-            if depth.drops:
-                optimizer.fill_missing_gradients(model)
+            backward = partial(in_parts, setup.network, inputs, batch, recipe, setup.penalties, setup.scaling)
+            loss, penalty, correct = backward() if setup.sharpness is None else setup.sharpness(backward)
+            if setup.depth.drops:
+                optimizer.fill_missing_gradients(setup.model)
+            if setup.masks is not None:
+                setup.masks.apply_to_gradients()
             if knobs.clip_norm is not None:
-                scaling.unscale(updater)
-                optimizer.clip(model, knobs.clip_norm)
-            scaling.step(updater)
-            updater.zero_grad(set_to_none=True)
+                setup.scaling.unscale(setup.updater)
+                optimizer.clip(setup.model, knobs.clip_norm)
+            setup.scaling.step(setup.updater)
+            setup.updater.zero_grad(set_to_none=True)
 
             state.step += 1
-            if lookahead is not None:
-                lookahead.update(state.step, total_steps)
-            if average is not None:
-                average.update(state.step)
-            meter.add(loss, penalty, correct, len(batch.labels))
-            depth.count(state)
-            due = state.step % log_every == 0 or state.step == total_steps or stop.signal_number != 0
-            if device.type == "cpu" or due:
-                # On a GPU this is where the host waits for it; on a CPU there is nothing to wait for.
-                meter.drain(state)
-                state.skipped_steps += scaling.take_skipped()
+            setup.updated(step + 1)
+            self.meter.add(loss, penalty, correct, len(batch.labels))
+            setup.depth.count(state)
+            at_end = state.step == span.end_step
+            logging = (step + 1) % span.log_every == 0 or at_end
+            stopping = stop.signal_number
+            saving = at_end or time.perf_counter() - self.saved_at >= self.checkpoint_seconds
+            # On a GPU this is where the host waits for it; on a CPU there is nothing to wait for.
+            alone = self.ranks.count == 1
+            due = logging or device.type == "cpu" or (alone and (stopping != 0 or saving))
+            if due:
+                self.meter.drain(state)
+                state.skipped_steps += setup.scaling.take_skipped()
                 if not np.isfinite(state.window_loss + state.window_penalty):
-                    raise _diverged(run, state.step, rate)
+                    raise self._diverged()
+                stopping, saving = self.ranks.agree(stopping, saving, device)
             now = time.perf_counter()
             state.train_seconds += now - step_began
             state.window_seconds += now - step_began
-            state.elapsed_seconds = elapsed_before + now - began
+            state.elapsed_seconds = self.elapsed_before + now - self.began
 
-            if watch is not None and state.window_images:
-                left = _seconds_left(state, total_steps, recipe.data.image_sizes)
-                watch(
-                    _progress(state, total_steps, steps_per_epoch, size, left, held_out.name, held_out_top1)
-                )
-            if state.step % log_every == 0 or state.step == total_steps:
-                point = _train_point(state, steps_per_epoch, rate, size)
+            if self.watch is not None and state.window_images:
+                self.watch(self._progress(setup, size))
+            if logging:
+                point = train_point(state, span.place(state.step), self.rate, size)
                 if recipe.loss.penalties:
                     point["penalty"] = state.window_penalty / state.window_images
-                if scaling.enabled:
+                if setup.scaling.enabled:
                     point["skipped_steps"] = state.skipped_steps
-                curves.add(point)
+                self.curves.add(point)
                 state.window_loss, state.window_penalty, state.window_correct = 0.0, 0.0, 0
                 state.window_images, state.window_seconds = 0, 0.0
 
-            stopping = stop.signal_number != 0 and state.step < total_steps
-            if stopping or state.step == total_steps or time.perf_counter() - saved_at >= checkpoint_seconds:
-                save()
-                saved_at = time.perf_counter()
-            if stopping:
-                raise TrainingStopped(run.path, state.step, total_steps, stop.signal_number)
+            stops_here = stopping != 0 and state.step < self.total_steps
+            if due and (saving or stops_here):
+                self._save(setup)
+            if due and stops_here:
+                raise TrainingStopped(self.run.path, state.step, self.total_steps, stopping)
 
-        about = {"step": str(state.step)}
-        final = predict_split(measured_model, shown, pack.split(final_split), recipe.compute, device, about)
-        final.save(run.path / "predictions" / f"{final_split}.safetensors")
+    def _measure(self, setup: Setup) -> None:
+        """A point of the held-out curve, unless it has one here, and what follows from it."""
+        state, recipe = self.state, setup.recipe
+        if not self.curves.measured(state.step):
+            setup.settle()
+            predictions = predict_split(
+                setup.measured_model,
+                self.run.preprocessing,
+                self.held_out,
+                recipe.compute,
+                self.device,
+                ranks=self.ranks,
+            )
+            setup.frozen.train()
+            measured = measure(predictions.logits, predictions.labels)
+            self.held_out_top1 = measured.top1_percent
+            self._tick()
+            point = eval_point(state, setup.span.place(state.step), self.held_out.name, measured)
+            if recipe.hard_classes is not None:
+                right = predictions.logits.argmax(1) == predictions.labels
+                share, classes = recipe.hard_classes.share, len(self.run.classes)
+                point["hard_classes"] = hardest_classes(right, predictions.labels, classes, share)
+            self.curves.add(point)
+        # Also where the curve had its point already, and the checkpoint was from before it.
+        point = self.curves.point(state.step)
+        if recipe.schedule.shape == "plateau":
+            state.plateau.observe(recipe.schedule, state.step, point["loss"])
+        if isinstance(setup.policy, Targeted):
+            setup.policy.classes = state.hard_classes = point["hard_classes"]
+
+    def _save(self, setup: Setup) -> None:
+        """A checkpoint."""
+        setup.settle()
+        # The loss shows a spoilt weight one step late: look at the weights before they replace good ones.
+        if not all(bool(torch.isfinite(p).all()) for p in setup.model.parameters()):
+            raise self._diverged()
+        self.state.scaling = setup.scaling.state()
+        if self.ranks.first:
+            checkpoint.save(self.run.path, setup.model, setup.updater, self.state, setup.beside)
+        self.saved_at = time.perf_counter()
+
+    def _finish(self, setup: Setup, final_split: str) -> None:
+        """The final split's logits and the result."""
+        state, run = self.state, self.run
+        setup.settle()
+        final = predict_split(
+            setup.measured_model,
+            run.preprocessing,
+            self.pack.split(final_split),
+            run.recipe.compute,
+            self.device,
+            {"step": str(state.step)},
+            self.ranks,
+        )
         measured = measure(final.logits, final.labels)
-        if not curves.measured(state.step):
-            curves.add(_eval_point(state, steps_per_epoch, final_split, measured))
-    state.elapsed_seconds = elapsed_before + time.perf_counter() - began
-    result = _result(run, state, steps_per_epoch, final_split, measured, model, len(rows))
-    if average is not None:
-        result["weights"] = checkpoint.EMA
-    if scaling.enabled:
-        result["skipped_steps"] = state.skipped_steps
-    write_json(run.path / "result.json", {**result, **depth.found(state)})
+        self._tick()
+        if not self.curves.measured(state.step):
+            self.curves.add(eval_point(state, setup.span.place(state.step), final_split, measured))
+        if not self.ranks.first:
+            return
+        final.save(run.path / "predictions" / f"{final_split}.safetensors")
+        write_json(run.path / "result.json", self._result(setup, final_split, measured))
+
+    def _result(self, setup: Setup, final_split: str, measured: Metrics) -> dict[str, Any]:
+        state, run = self.state, self.run
+        seen = sum(span.steps * span.recipe.schedule.batch_size for span in self.spans)
+        found = {
+            "recipe": run.recipe.name,
+            "recipe_digest": run.recipe.digest,
+            "seed": run.seed,
+            "split": final_split,
+            "top1_percent": measured.top1_percent,
+            "top5_percent": measured.top5_percent,
+            "loss": measured.loss,
+            "images": measured.images,
+            "train_images": max(len(span.rows) for span in self.spans),
+            "steps": state.step,
+            "epochs": round(setup.span.place(state.step).epoch, 4),
+            "train_seconds": round(state.train_seconds, 3),
+            "elapsed_seconds": round(state.elapsed_seconds, 3),
+            "images_per_second": round(seen / state.train_seconds, 1),
+            "parameters": sum(p.numel() for p in setup.model.parameters()),
+            "ranks": self.ranks.count,
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        }
+        if setup.average is not None:
+            found["weights"] = checkpoint.EMA
+        if setup.scaling.enabled:
+            found["skipped_steps"] = state.skipped_steps
+        if setup.masks is not None:
+            found["sparsity"] = round(setup.masks.sparsity(), 6)
+        return {**found, **setup.depth.found(state)}
+
+    def _tick(self) -> None:
+        self.state.elapsed_seconds = self.elapsed_before + time.perf_counter() - self.began
+
+    def _progress(self, setup: Setup, size: int) -> Progress:
+        state, span = self.state, setup.span
+        return Progress(
+            step=state.step,
+            total_steps=self.total_steps,
+            epoch=span.place(state.step).epoch,
+            images_per_second=state.window_images / state.window_seconds,
+            loss=state.window_loss / state.window_images,
+            top1_percent=100 * state.window_correct / state.window_images,
+            image_size=size,
+            seconds_left=seconds_left(self.spans, state),
+            held_out=self.held_out.name,
+            held_out_top1_percent=self.held_out_top1,
+            stage=None if span.stage is None else span.stage.name,
+        )
+
+    def _diverged(self) -> Diverged:
+        last = checkpoint.latest(self.run.path)
+        kept = f"{last} is from before" if last else "nothing had been saved yet"
+        lower = self.run.recipe.optimizer.peak_lr / 3
+        return Diverged(
+            f"the loss is not finite at step {self.state.step} (learning rate {self.rate:.3g}); try --set "
+            f"optimizer.peak_lr={lower:.2g} or a longer schedule.warmup_fraction; {kept}"
+        )
 
 
 def in_parts(
@@ -381,14 +498,17 @@ def size_at(sizes: tuple[int, ...], step: int, total_steps: int) -> int:
     return sizes[min(len(sizes) - 1, step * len(sizes) // total_steps)]
 
 
-def _seconds_left(state: checkpoint.State, total_steps: int, sizes: tuple[int, ...]) -> float:
+def seconds_left(planned: Sequence[Span], state: checkpoint.State) -> float:
     """By the speed so far, where a step takes time in proportion to its images' pixels."""
 
-    def cost(step: int) -> float:
-        shares = len(sizes) * step / total_steps  # how many of the sizes are done with, and a part
-        return sum(size**2 * min(1.0, max(0.0, shares - place)) for place, size in enumerate(sizes))
+    def cost(span: Span, steps: int) -> float:
+        sizes = span.recipe.data.image_sizes
+        shares = len(sizes) * steps / span.steps  # how many of the sizes are done with, and a part
+        pixels = sum(size**2 * min(1.0, max(0.0, shares - place)) for place, size in enumerate(sizes))
+        return pixels / len(sizes) * span.steps * span.recipe.schedule.batch_size
 
-    return state.train_seconds * (cost(total_steps) / cost(state.step) - 1)
+    done = sum(cost(s, min(s.steps, max(0, state.step - s.first_step))) for s in planned)
+    return state.train_seconds * (sum(cost(s, s.steps) for s in planned) / done - 1)
 
 
 def preprocessing(recipe: Recipe, pack: Pack) -> Preprocessing:
@@ -408,193 +528,20 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
     if missing := sorted(needed - set(pack.splits)):
         raise TinlabError(f"{pack.path} has no split '{missing[0]}', which training needs; pack again")
     classes, size = len(pack.info.classes), pack.info.image_size
-    models.check(recipe.model, classes, image_size=size, train_sizes=recipe.data.image_sizes)
-    sketch = models.sketch(recipe.model, classes, image_size=size)
-    Penalties(recipe.loss.penalties, sketch)
-    optimizer.check(recipe.optimizer, sketch)
+    for number, phase in enumerate(recipe.phases):
+        models.check(phase.model, classes, image_size=size, train_sizes=phase.data.image_sizes)
+        sketch = models.sketch(phase.model, classes, image_size=size)
+        Penalties(phase.loss.penalties, sketch)
+        optimizer.check(phase.optimizer, sketch)
+        if recipe.stages:
+            stage = recipe.stages[number]
+            for pattern in stage.fresh:
+                named_layers(sketch, pattern, field=f"stages.{number}.fresh")
+            for pattern in stage.prune.keep if stage.prune else ():
+                named_layers(sketch, pattern, field=f"stages.{number}.prune.keep")
+            if isinstance(stage.prune, ChannelPruning):
+                pruning.import_torch_pruning()
     for name in ("val", "tune"):
         split = pack.split(name)
         if not split.labelled:
             raise TinlabError(f"{pack.path} has no labelled images in '{name}', which training needs")
-
-
-class _Meter:
-    """Sums over steps that stay on the device until they are asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._loss = torch.zeros((), device=device)
-        self._penalty = torch.zeros((), device=device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._images = 0
-
-    def add(self, loss: Tensor, penalty: Tensor, correct: Tensor, images: int) -> None:
-        self._loss += loss * images
-        self._penalty += penalty * images
-        self._correct += correct
-        self._images += images
-
-    def drain(self, state: checkpoint.State) -> None:
-        state.window_loss += self._loss.item()
-        state.window_penalty += self._penalty.item()
-        state.window_correct += int(self._correct.item())
-        state.window_images += self._images
-        self._loss.zero_()
-        self._penalty.zero_()
-        self._correct.zero_()
-        self._images = 0
-
-
-class _Depth:
-    """How deep a network with stochastic depth is, by its probabilities and by its draws."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self.blocks = residual_blocks(model)
-        self.expected = expected_blocks(model)
-        self.drops = self.expected < self.blocks
-
-    def count(self, state: checkpoint.State) -> None:
-        if self.drops:
-            blocks, steps = count_blocks(self._model)
-            state.blocks_run += blocks
-            state.depth_steps += steps
-
-    def found(self, state: checkpoint.State) -> dict[str, Any]:
-        """For the result; empty where every block always runs."""
-        if not self.drops or not state.depth_steps:
-            return {}
-        return {
-            "blocks": self.blocks,
-            "expected_blocks": round(self.expected, 4),
-            "measured_blocks": round(state.blocks_run / state.depth_steps, 4),
-        }
-
-
-class _Curves:
-    """metrics.jsonl, the record, and TensorBoard's events beside it."""
-
-    def __init__(self, run: Run, step: int) -> None:
-        self._path = run.path
-        self._step = step
-        self._losses = {point["step"]: point["loss"] for point in run.metrics() if point["kind"] == "eval"}
-
-    def __enter__(self) -> _Curves:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._file: IO[str] = (self._path / "metrics.jsonl").open("a", encoding="utf-8")
-        # Points after the checkpoint are measured again: purge_step hides the ones written before.
-        self._board = SummaryWriter(str(self._path / "tensorboard"), purge_step=self._step + 1)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
-
-    def measured(self, step: int) -> bool:
-        """Whether the held-out curve has a point at `step` already."""
-        return step in self._losses
-
-    def held_out_loss(self, step: int) -> float:
-        return float(self._losses[step])
-
-    def add(self, point: dict[str, Any]) -> None:
-        if point["kind"] == "eval":
-            self._losses[point["step"]] = point["loss"]
-        self._file.write(json.dumps(point, allow_nan=False) + "\n")
-        self._file.flush()
-        folder = "train" if point["kind"] == "train" else point["split"]
-        for name in ("loss", "penalty", "top1_percent", "top5_percent", "learning_rate", "images_per_second"):
-            if name in point:
-                self._board.add_scalar(f"{folder}/{name}", point[name], point["step"])
-
-
-def _train_point(state: checkpoint.State, steps_per_epoch: float, rate: float, size: int) -> dict[str, Any]:
-    return {
-        "kind": "train",
-        "step": state.step,
-        "epoch": round(state.step / steps_per_epoch, 4),
-        "loss": state.window_loss / state.window_images,
-        "top1_percent": 100 * state.window_correct / state.window_images,
-        "learning_rate": rate,
-        "images_per_second": round(state.window_images / state.window_seconds, 1),
-        "image_size": size,
-        "train_seconds": round(state.train_seconds, 3),
-        "elapsed_seconds": round(state.elapsed_seconds, 3),
-    }
-
-
-def _eval_point(
-    state: checkpoint.State, steps_per_epoch: float, split: str, measured: Metrics
-) -> dict[str, Any]:
-    return {
-        "kind": "eval",
-        "split": split,
-        "step": state.step,
-        "epoch": round(state.step / steps_per_epoch, 4),
-        "loss": measured.loss,
-        "top1_percent": measured.top1_percent,
-        "top5_percent": measured.top5_percent,
-        "train_seconds": round(state.train_seconds, 3),
-        "elapsed_seconds": round(state.elapsed_seconds, 3),
-    }
-
-
-def _progress(
-    state: checkpoint.State,
-    total_steps: int,
-    steps_per_epoch: float,
-    size: int,
-    seconds_left: float,
-    held_out: str,
-    held_out_top1_percent: float | None,
-) -> Progress:
-    return Progress(
-        step=state.step,
-        total_steps=total_steps,
-        epoch=state.step / steps_per_epoch,
-        images_per_second=state.window_images / state.window_seconds,
-        loss=state.window_loss / state.window_images,
-        top1_percent=100 * state.window_correct / state.window_images,
-        image_size=size,
-        seconds_left=seconds_left,
-        held_out=held_out,
-        held_out_top1_percent=held_out_top1_percent,
-    )
-
-
-def _result(
-    run: Run,
-    state: checkpoint.State,
-    steps_per_epoch: float,
-    final_split: str,
-    measured: Metrics,
-    model: nn.Module,
-    images: int,
-) -> dict[str, Any]:
-    return {
-        "recipe": run.recipe.name,
-        "recipe_digest": run.recipe.digest,
-        "seed": run.seed,
-        "split": final_split,
-        "top1_percent": measured.top1_percent,
-        "top5_percent": measured.top5_percent,
-        "loss": measured.loss,
-        "images": measured.images,
-        "train_images": images,
-        "steps": state.step,
-        "epochs": round(state.step / steps_per_epoch, 4),
-        "train_seconds": round(state.train_seconds, 3),
-        "elapsed_seconds": round(state.elapsed_seconds, 3),
-        "images_per_second": round(state.step * run.recipe.schedule.batch_size / state.train_seconds, 1),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-    }
-
-
-def _diverged(run: Run, step: int, rate: float) -> Diverged:
-    last = checkpoint.latest(run.path)
-    kept = f"{last} is from before" if last else "nothing had been saved yet"
-    return Diverged(
-        f"the loss is not finite at step {step} (learning rate {rate:.3g}); try --set optimizer.peak_lr="
-        f"{run.recipe.optimizer.peak_lr / 3:.2g} or a longer schedule.warmup_fraction; {kept}"
-    )

@@ -198,14 +198,17 @@ def prune_channels(
     """Take the weakest `share` of its channels out of `model`, in place: (B, 3, image_size, image_size) ->
     (B, classes).
 
-    A channel's importance: the sum of the squares of the weights that go with it, in each layer that loses
-    some; the mean of that over those layers; divided by the mean of that over the channels of its layer, so
-    that layers with large weights and with small ones compare (Fang et al. 2023, their magnitude over groups;
-    torch-pruning's GroupMagnitudeImportance with p = 2). The least important of the whole network go,
-    round(share * channels) of them. Channels that can only go together, as those that a shortcut adds, or
-    those at one place of each group of a grouped convolution, count once. Parameters and multiply-adds fall
-    by other shares, which the result tells. Each layer keeps at least KEPT of its channels; what is missing
-    from `share` then goes elsewhere.
+    A channel's importance is the sum of the squares of all weights that go with it, in convolutions, fully
+    connected layers and the scales of batch norms (Fang et al. 2023, their norm of a group; torch-pruning's
+    GroupMagnitudeImportance). The least important of the whole network go, round(share * channels) of them.
+    Changed: not divided by the mean over the layer, as the library does unless told otherwise. On a ResNet-18
+    in training (43.3% top-1 on 300 val images, its batch norms estimated anew from 200 images, as below),
+    without training after the cut: 41.0% with 74% of the multiply-adds left and 34.7% with 46%, against
+    32.7% with 74% and 23.7% with 46% when divided, and 30.0% with 49% when each layer loses the same share.
+
+    Channels that can only go together, as those that a shortcut adds, or those at one place of each group of
+    a grouped convolution, count once. Parameters and multiply-adds fall by other shares, which the result
+    tells. Each layer keeps at least KEPT of its channels; what is missing from `share` then goes elsewhere.
 
     `classifier` is the name of the last layer, whose outputs stay, as do those of layers that match a pattern
     in `leave`. With `multiple` the channels that are left in a layer are a multiple of it (8 suits a GPU in
@@ -220,7 +223,7 @@ def prune_channels(
     fully connected layers and batch norms, or the cut network would not be the same as the whole one with
     those channels silent.
     """
-    tp = _import_torch_pruning()
+    tp = import_torch_pruning()
     if not 0 <= share <= 1 - KEPT:
         raise TinlabError(f"the share of channels to prune is from 0 to {1 - KEPT:g}, not {share:g}")
     if multiple < 1:
@@ -261,7 +264,8 @@ def prune_channels(
     )
 
 
-def _import_torch_pruning() -> ModuleType:
+def import_torch_pruning() -> ModuleType:
+    """The library. Raises TinlabError that says how to install it where it is missing."""
     try:
         import torch_pruning
     except ImportError as error:
@@ -299,12 +303,11 @@ def _cut(
 ) -> tuple[int, int]:
     """Take channels out of `model`, and silence the same ones in its copy `silent`: (channels, taken out)."""
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=images)
-    importance = tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean", normalizer="mean")
+    importance = tp.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
     found = []
     for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear]):
         groups = max(_groups(dependency.target.module) for dependency, _ in group)
-        # 0 / 0 where all weights of a layer are 0.
-        values = importance(group).nan_to_num(0).view(groups, -1).mean(0)  # (channels of one group,)
+        values = importance(group).view(groups, -1).mean(0)  # (channels of one group,)
         found.append((group[0].dep, groups, values))
     taken = _weakest([values for _, _, values in found], share, multiple)
     chosen = [
