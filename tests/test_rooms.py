@@ -12,7 +12,8 @@ ORDER = [
     "errors", "files", "tuning", "recipe",
     "data", "augment", "models", "recipes",
     "compute", "ranks", "runs", "evaluation", "training", "networks",
-    "classifier", "evaluating", "explain", "checks", "export", "results", "report", "study", "serve", "demo", "terminal", "cli", "__main__",
+    "classifier", "evaluating", "explain", "checks", "export",
+    "results", "report", "study", "serve", "demo", "terminal", "cli", "__main__",
 ]  # fmt: skip
 """source -> pack -> batches -> augment -> model -> predict -> metrics -> step -> checkpoint -> report."""
 

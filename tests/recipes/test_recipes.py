@@ -1,7 +1,11 @@
+from itertools import pairwise
+
 import pytest
 
 from tinlab import models, recipes
 from tinlab.errors import TinlabError
+from tinlab.recipe import changed
+from tinlab.training.optimizer import rate_factors
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -9,7 +13,25 @@ def test_every_recipe_names_a_network_that_takes_its_images(name):
     recipe = recipes.find(name)
     assert recipe.name == name
     assert recipe.summary
-    models.check(recipe.model, 200, image_size=64, train_sizes=recipe.data.image_sizes)
+    for phase in recipe.phases:
+        models.check(phase.model, 200, image_size=64, train_sizes=phase.data.image_sizes)
+        factors = rate_factors(phase.optimizer, models.sketch(phase.model, 200))
+        assert any(factor > 0 for factor in factors.values())
+    assert changed(recipe, []) == recipe
+
+
+def test_each_stage_of_layerwise_training_lets_one_more_layer_learn():
+    recipe = recipes.find("shcherbina_layerwise")
+    sketch = models.sketch(recipe.model, 200)
+    names = {p: name for name, p in sketch.named_parameters()}
+    learning = [
+        {names[p].rpartition(".")[0] for p, factor in rate_factors(phase.optimizer, sketch).items() if factor}
+        for phase in recipe.phases
+    ]
+    assert learning[0] == {"conv1", "bn1"}
+    assert learning[-1] == {name.rpartition(".")[0] for name in names.values()}
+    steps = [later - earlier for earlier, later in pairwise(learning)]
+    assert steps == [{f"conv{n}", f"bn{n}"} for n in range(2, 10)] + [{"fc1", "bn10"}, {"classifier"}]
 
 
 @pytest.mark.parametrize("name", [n for n in recipes.RECIPES if recipes.find(n).paper])
@@ -25,19 +47,19 @@ def test_a_papers_recipe_says_where_its_values_come_from(name):
 
 def test_another_network_leaves_out_what_it_does_not_have():
     demo = recipes.find("demo")
-    changed, left_out = recipes.with_changes(demo, ["model.name=vgg16"])
+    other, left_out = recipes.with_changes(demo, ["model.name=vgg16"])
     assert left_out == ("model.width", "model.stem", "model.shortcut", "model.zero_last_bn")
-    models.check(changed.model, 10, image_size=64)
+    models.check(other.model, 10, image_size=64)
     same, none = recipes.with_changes(demo, ["model.name=resnet34"])
     assert none == ()
     assert same.model.width == demo.model.width
 
 
 def test_what_is_asked_for_is_not_left_out():
-    changed, left_out = recipes.with_changes(recipes.find("demo"), ["model.name=vgg16", "model.width=8"])
+    other, left_out = recipes.with_changes(recipes.find("demo"), ["model.name=vgg16", "model.width=8"])
     assert "model.width" not in left_out
     with pytest.raises(TinlabError, match=r"model.width: vgg16 has none"):
-        models.check(changed.model, 10, image_size=64)
+        models.check(other.model, 10, image_size=64)
 
 
 def test_the_two_overfitting_recipes_differ_in_three_values():

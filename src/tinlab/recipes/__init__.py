@@ -10,15 +10,18 @@ from tinlab import models
 from tinlab.errors import TinlabError
 from tinlab.models.network import EVERYWHERE
 from tinlab.recipe import Model, Recipe, changed, read_recipe
-from tinlab.recipes import demo, fast, ma, sun, yu
+from tinlab.recipes import demo, fast, ma, shcherbina, sun, yu
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo.demo,
     "fast_cpu": fast.fast_cpu,
+    "fast_cpu_pruned": fast.fast_cpu_pruned,
     "sun_vanilla": sun.sun_vanilla,
+    "sun_finetune": sun.sun_finetune,
     "ma_overfit": ma.ma_overfit,
     "ma_overfit_failing": ma.ma_overfit_failing,
     "yu_resnet20": yu.yu_resnet20,
+    "shcherbina_layerwise": shcherbina.shcherbina_layerwise,
 }
 
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tinlab.recipe import Data, Flip, Loss, Model, Optimizer, RandomResizedCrop, Recipe, Schedule
+from tinlab.recipe import (
+    ChannelPruning,
+    Data,
+    Flip,
+    Loss,
+    MagnitudePruning,
+    Model,
+    Optimizer,
+    RandomResizedCrop,
+    Recipe,
+    Schedule,
+    Stage,
+)
 
 
 def fast_cpu() -> Recipe:
@@ -24,4 +36,31 @@ def fast_cpu() -> Recipe:
         loss=Loss(label_smoothing=0.1),
         optimizer=Optimizer(peak_lr=0.2, nesterov=True, weight_decay=5e-4, decay_weights_only=True),
         schedule=Schedule(epochs=8, batch_size=128, shape="linear", warmup_fraction=0.2),
+    )
+
+
+def fast_cpu_pruned() -> Recipe:
+    """Prune and retrain: give `model.weights` the folder of a run of fast_cpu.
+
+    Two rounds of taking out channels, which make the network smaller and faster, each retrained for an epoch
+    at a fifth of the rate; then three of setting the smallest weights to zero (Han et al. 2015), the last one
+    retrained until the rate is zero.
+    """
+    half = {"schedule.epochs": 0.5, "schedule.shape": "constant"}
+    base = fast_cpu()
+    return base.model_copy(
+        update={
+            "name": "fast_cpu_pruned",
+            "summary": "fast_cpu's network, pruned to half its channels and a tenth of their weights",
+            "data": base.data.model_copy(update={"image_sizes": (64,)}),
+            "optimizer": base.optimizer.model_copy(update={"peak_lr": 0.04}),
+            "schedule": Schedule(epochs=1, batch_size=128, shape="linear"),
+            "stages": (
+                Stage(name="channels-1", prune=ChannelPruning(share=0.3), changes=half),
+                Stage(name="channels-2", prune=ChannelPruning(share=0.3)),
+                Stage(name="weights-1", prune=MagnitudePruning(share=0.6), changes=half),
+                Stage(name="weights-2", prune=MagnitudePruning(share=0.8), changes=half),
+                Stage(name="weights-3", prune=MagnitudePruning(share=0.9)),
+            ),
+        }
     )

@@ -88,7 +88,7 @@ class Frozen:
         """Put the model into training mode, but for batch norms that keep their statistics."""
         self._model.train()
         for norm in self._norms:
-            norm.eval()
+            norm.train(False)
 
 
 def check(knobs: recipe.Optimizer, model: nn.Module) -> None:
