@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import RUNS, AsJson, DataOption, Device, Out, app, show_metrics
+from tinlab.cli.common import (
+    RUNS,
+    AsJson,
+    DataOption,
+    Device,
+    Out,
+    app,
+    show_metrics,
+    split_auto,
+    with_fitting_batch,
+)
 from tinlab.errors import TinlabError
 
 
@@ -36,8 +46,16 @@ def train(
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
     device: Device = "auto",
     set: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Change one field; repeatable. batch_size=auto: the largest that fits into memory.",
+        ),
     ] = None,
+    scale_lr: Annotated[
+        bool, typer.Option("--scale-lr", help="With batch_size=auto: scale the rate with the batch.")
+    ] = False,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run.")] = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
     json: AsJson = False,
@@ -52,6 +70,9 @@ def train(
         raise TinlabError("name a recipe ('tinlab recipes' lists them), or a run with --resume, and not both")
     if resume is not None and set:
         raise TinlabError("--resume goes on with the run's own recipe; --set changes a new run")
+    assignments, fitting = split_auto(set or [])
+    if scale_lr and not fitting:
+        raise TinlabError("--scale-lr goes with --set batch_size=auto; otherwise set optimizer.peak_lr")
 
     def started(run: Any) -> None:
         terminal.say(f"run: {run.path}")
@@ -65,11 +86,13 @@ def train(
             )
     else:
         assert recipe is not None
-        chosen, foreign = recipes.with_changes(recipes.find(recipe), set or [])
+        chosen, foreign = recipes.with_changes(recipes.find(recipe), assignments)
         if foreign:
             terminal.say(f"left out, as {chosen.model.name} has none: {', '.join(foreign)}")
         with terminal.counting("pack the images") as count:
             pack = open_data(data, progress=count)
+        if fitting:
+            chosen = with_fitting_batch(chosen, pack, device, scale_lr=scale_lr)
         with terminal.training() as watch:
             run = loop.train(
                 chosen,
