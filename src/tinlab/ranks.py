@@ -214,7 +214,7 @@ def begun_by_this_launch(started_at: str) -> bool:
     )
 
 
-def lost(error: RuntimeError) -> bool:
+def lost(error: Exception) -> bool:
     """Whether `error` is what a rank gets when another one has gone."""
     text = str(error).lower()
     signs = ("connection closed by peer", "connection reset", "broken pipe", "timed out", "nccl", "gloo")

@@ -4,6 +4,7 @@ import math
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -111,6 +112,24 @@ def test_one_cycle_is_torchs(curve, steps):
     assert moved[:-1] == pytest.approx(expected[1], rel=1e-9)
     assert found[-1] == pytest.approx(PEAK / 1000)
     assert moved[-1] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 100])
+def test_exponential_climbs_as_numpys_geometric_series(steps):
+    found = rates(steps, shape="exponential", start_divisor=1e7)
+    assert found == pytest.approx(np.geomspace(PEAK / 1e7, PEAK, steps), rel=1e-9)
+    climb, _ = of_torch(
+        lambda u: lr_scheduler.ExponentialLR(u, 1e7 ** (1 / (steps - 1))), steps, lr=PEAK / 1e7
+    )
+    assert found == pytest.approx(climb, rel=1e-9)
+
+
+def test_exponential_of_one_step_is_at_its_start_and_takes_no_warm_up():
+    assert rates(1, shape="exponential", start_divisor=10) == pytest.approx([PEAK / 10])
+    with pytest.raises(ValueError, match="start_divisor instead"):
+        recipe.Schedule(steps=9, shape="exponential", warmup_fraction=0.1)
+    with pytest.raises(ValueError, match="start_divisor goes with shape one_cycle or exponential"):
+        recipe.Schedule(steps=9, shape="linear", start_divisor=10)
 
 
 def test_momentum_stays_unless_it_is_cycled():

@@ -61,3 +61,42 @@ def show_metrics(measured: Any, split: str) -> None:
         f"{split}: top-1 {measured.top1_percent:.2f}% (95% interval {low:.2f} to {high:.2f}), "
         f"top-5 {measured.top5_percent:.2f}%, loss {measured.loss:.4f}, {measured.images:,} images"
     )
+
+
+def split_auto(assignments: list[str]) -> tuple[list[str], bool]:
+    """`assignments` of --set without `batch_size=auto` or `schedule.batch_size=auto`, and whether that was
+    the last one for the batch size. `batch_size` alone is short for that field with a number, too."""
+    kept, automatic = [], False
+    for assignment in assignments:
+        path, _, value = assignment.partition("=")
+        if path in ("batch_size", "schedule.batch_size"):
+            automatic = value.strip() == "auto"
+            assignment = f"schedule.batch_size={value}"
+            if automatic:
+                continue
+        kept.append(assignment)
+    return kept, automatic
+
+
+def with_fitting_batch(recipe: Any, pack: Any, device: str, *, scale_lr: bool = False) -> Any:
+    """`recipe` with the largest batch that fits into memory, and say what was found."""
+    from tinlab.compute import resolve_device
+    from tinlab.training.batch_size import find_batch_size, with_batch_size
+    from tinlab.training.memory import gigabytes
+
+    found = find_batch_size(recipe, pack, resolve_device(device))
+    new = with_batch_size(recipe, found.batch_size, scale_lr=scale_lr)
+    rate, before = new.optimizer.peak_lr, recipe.optimizer.peak_lr
+    terminal.say(
+        f"batch size: {found.batch_size}, {found.why}; about {gigabytes(found.bytes_needed)} at most of "
+        f"{gigabytes(found.bytes_allowed)} (the recipe has {recipe.schedule.batch_size})"
+    )
+    if new.schedule.batch_size != recipe.schedule.batch_size:
+        terminal.say(
+            f"learning rate: {rate:g}, scaled from {before:g}"
+            if scale_lr
+            else f"learning rate: {rate:g} as before; --scale-lr scales it with the batch"
+        )
+        if recipe.schedule.steps is not None:
+            terminal.say(f"steps: {recipe.schedule.steps} as before, each on another number of images")
+    return new

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import RUNS, AsJson, DataOption, Device, Out, app, show_metrics
+from tinlab.cli.common import (
+    RUNS,
+    AsJson,
+    DataOption,
+    Device,
+    Out,
+    app,
+    show_metrics,
+    split_auto,
+    with_fitting_batch,
+)
 from tinlab.errors import TinlabError
 
 
@@ -36,8 +46,16 @@ def train(
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
     device: Device = "auto",
     set: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Change one field; repeatable. batch_size=auto: the largest that fits into memory.",
+        ),
     ] = None,
+    scale_lr: Annotated[
+        bool, typer.Option("--scale-lr", help="With batch_size=auto: scale the rate with the batch.")
+    ] = False,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run.")] = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
     json: AsJson = False,
@@ -47,11 +65,15 @@ def train(
     from tinlab.data.pack import Pack
     from tinlab.data.places import open_data
     from tinlab.training import loop
+    from tinlab.training.memory import gigabytes
 
     if (recipe is None) == (resume is None):
         raise TinlabError("name a recipe ('tinlab recipes' lists them), or a run with --resume, and not both")
     if resume is not None and set:
         raise TinlabError("--resume goes on with the run's own recipe; --set changes a new run")
+    assignments, fitting = split_auto(set or [])
+    if scale_lr and not fitting:
+        raise TinlabError("--scale-lr goes with --set batch_size=auto; otherwise set optimizer.peak_lr")
 
     def started(run: Any) -> None:
         terminal.say(f"run: {run.path}")
@@ -65,11 +87,13 @@ def train(
             )
     else:
         assert recipe is not None
-        chosen, foreign = recipes.with_changes(recipes.find(recipe), set or [])
+        chosen, foreign = recipes.with_changes(recipes.find(recipe), assignments)
         if foreign and ranks.number() == 0:
             terminal.say(f"left out, as {chosen.model.name} has none: {', '.join(foreign)}")
         with terminal.counting("pack the images") as count:
             pack = open_data(data, progress=count)
+        if fitting:
+            chosen = with_fitting_batch(chosen, pack, device, scale_lr=scale_lr)
         with terminal.training() as watch:
             run = loop.train(
                 chosen,
@@ -89,8 +113,11 @@ def train(
         return
     print(
         f"{result['split']}: top-1 {result['top1_percent']:.2f}%, top-5 {result['top5_percent']:.2f}%, "
-        f"loss {result['loss']:.4f}, {result['train_seconds'] / 60:.1f} minutes of training"
+        f"loss {result['loss']:.4f}, {result['train_seconds'] / 60:.1f} minutes of training, "
+        f"{gigabytes(result['peak_memory_bytes'])} of memory at most"
     )
+    if "sparsity" in result:
+        print(f"pruned: {100 * result['sparsity']:.1f}% of the weights are zero")
     if "measured_blocks" in result:
         print(
             f"depth: {result['measured_blocks']:.2f} of {result['blocks']} blocks ran in a step on average, "

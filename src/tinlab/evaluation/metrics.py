@@ -19,6 +19,10 @@ ROWS_AT_ONCE = 8192
 """Rows taken to float64 at once, so that measuring 100,000 images x 200 classes stays under 100 MB."""
 
 
+class NotFinite(TinlabError):
+    """Logits that are not finite numbers: the training that led to them has diverged."""
+
+
 @dataclass(frozen=True)
 class Judged:
     """What became of each image; every array has N rows.
@@ -223,7 +227,7 @@ def _check(logits: np.ndarray, labels: np.ndarray) -> None:
         raise TinlabError(f"label {outside} is outside 0 to {classes - 1}, the classes that logits have")
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
-        raise TinlabError(
+        raise NotFinite(
             f"the logits of {int((~finite).sum())} of {count} images are not finite "
             f"(row {finite.argmin()} is the first); the training diverged: "
             "train again with a lower learning rate"

@@ -93,11 +93,12 @@ class Schedule(Knobs):
     """Compute each batch in this many equal parts, one after the other, to save memory. Batch norm sees one
     part at a time."""
     shape: Literal[
-        "constant", "step", "cosine", "linear", "one_cycle", "inverse_time", "plateau"
+        "constant", "step", "cosine", "linear", "one_cycle", "exponential", "inverse_time", "plateau"
     ] = "cosine"  # fmt: skip
     """After the warm-up: constant; times `factor` at each milestone; along a cosine to zero; along a line;
-    up and down once (Smith and Topin 2018); peak / (1 + decay t), as Keras' `decay`; or times `factor` when
-    the loss on `tune` no longer falls."""
+    up and down once (Smith and Topin 2018); up to the peak by the same factor at every step, which finds a
+    rate and trains nothing (`tinlab lr-find`); peak / (1 + decay t), as Keras' `decay`; or times `factor`
+    when the loss on `tune` no longer falls."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps in which the learning rate climbs linearly to its peak."""
     milestone_steps: tuple[Annotated[int, Field(gt=0)], ...] = ()
@@ -114,7 +115,7 @@ class Schedule(Knobs):
     rise_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """`one_cycle`: share of the steps in which the rate climbs to its peak."""
     start_divisor: Annotated[float, Field(ge=1)] = 25.0
-    """`one_cycle`: it starts at the peak divided by this."""
+    """`one_cycle` and `exponential`: it starts at the peak divided by this."""
     end_divisor: Annotated[float, Field(ge=1)] = 1e4
     """`one_cycle`: it ends at its start divided by this."""
     cycle_curve: Literal["cosine", "linear"] = "cosine"
@@ -135,11 +136,12 @@ class Schedule(Knobs):
             raise ValueError("decay goes with shape 'inverse_time', which needs one above 0")
         if self.shape == "one_cycle" and self.warmup_fraction:
             raise ValueError("warmup_fraction: one_cycle climbs by itself; set rise_fraction instead")
+        if self.shape == "exponential" and self.warmup_fraction:
+            raise ValueError("warmup_fraction: exponential climbs by itself; set start_divisor instead")
         self._belong(("cosine", "linear", "plateau"), "final_fraction")
         self._belong(("plateau",), "patience", "least_improvement")
-        self._belong(
-            ("one_cycle",), "rise_fraction", "start_divisor", "end_divisor", "cycle_curve", "low_momentum"
-        )
+        self._belong(("one_cycle", "exponential"), "start_divisor")
+        self._belong(("one_cycle",), "rise_fraction", "end_divisor", "cycle_curve", "low_momentum")
         return self
 
     def _belong(self, shapes: tuple[str, ...], *fields: str) -> None:

@@ -34,11 +34,7 @@ from tinlab.files import read_json, write_json
 from tinlab.recipe.knobs import Knobs
 from tinlab.study.plan import Trial
 from tinlab.study.trial import Work, find_run
-
-MEMORY_WORDS = re.compile(
-    r"out of memory|(can't|cannot|unable to) allocate|MemoryError|bad_alloc|ALLOC_FAILED", re.IGNORECASE
-)
-"""What torch, CUDA, numpy and the C++ library say where there is no memory left."""
+from tinlab.training.memory import says_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -236,7 +232,7 @@ def judged(code: int, said: str, *, asked: bool, memory_kill: bool) -> dict[str,
         return {"status": "stopped", "exit_code": code}
     if code >= 0:
         found = {"status": "failed", "exit_code": code, "error": last}
-        return {**found, "out_of_memory": bool(MEMORY_WORDS.search(last))}
+        return {**found, "out_of_memory": says_out_of_memory(last)}
     name = signal.Signals(-code).name
     if asked:
         return {"status": "stopped", "signal": name}

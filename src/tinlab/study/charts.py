@@ -6,21 +6,19 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tinlab.drawing import ACCENT, GRID, INK, MUTED, new_figure
 from tinlab.files import write_atomically, write_text
 from tinlab.study.summary import Line
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-INK, MUTED, GRID, ACCENT = "#1c1d1f", "#62656b", "#dedfd9", "#0a6a62"
 
 
 def study_chart(lines: Sequence[Line], title: str) -> Figure:
     """A row for each recipe: a dot a seed, the mean, and the 95% t interval of the mean."""
-    figure, axes = _figure(height=1.5 + 0.42 * len(lines))
+    figure, axes = new_figure(height=1.5 + 0.42 * len(lines))
     for place, line in enumerate(lines):
         if line.spread is None:
             axes.text(
@@ -66,7 +64,7 @@ def search_chart(
 ) -> Figure:
     """Left: the trials (number, top-1 in percent on tune, pruned), and the best so far. Right: how much each
     field matters."""
-    figure, axes = _figure(height=max(3.4, 1.6 + 0.4 * len(importances)), columns=2 if importances else 1)
+    figure, axes = new_figure(height=max(3.4, 1.6 + 0.4 * len(importances)), columns=2 if importances else 1)
     history = axes[0] if importances else axes
     for pruned, label, style in ((False, "finished", "o"), (True, "pruned", "x")):
         shown = [(number, value) for number, value, was in points if was is pruned]
@@ -122,24 +120,6 @@ def svg_text(figure: Figure) -> str:
         figure.savefig(made, format="svg", metadata={"Date": None})
     text = made.getvalue()
     return text[text.index("<svg") :]
-
-
-def _figure(height: float, columns: int = 1) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, height), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, columns)
-    for one in axes if columns > 1 else [axes]:
-        _plain(one)
-    return figure, axes
-
-
-def _plain(axes: Axes) -> None:
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, length=0, labelsize=9)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
 
 
 def _apart(place: int, count: int) -> list[float]:

@@ -33,6 +33,7 @@ from tinlab.recipe import ChannelPruning, Recipe
 from tinlab.runs import Preprocessing, Run
 from tinlab.training import checkpoint, optimizer, pruning, schedule
 from tinlab.training.curves import Curves, Meter, eval_point, train_point
+from tinlab.training.memory import Peak, explain_out_of_memory, is_out_of_memory
 from tinlab.training.penalties import Penalties
 from tinlab.training.scaling import Scaling
 from tinlab.training.schedule import Plateau
@@ -171,7 +172,9 @@ def _go(
         job = _Job(run, pack, device, ranks, checkpoint_seconds, watch if ranks.first else None, stop)
         try:
             job.train(final_split)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise job.out_of_memory(error) from error
             if ranks.count > 1 and lost(error):
                 raise TinlabError(
                     f"rank {ranks.rank} of {ranks.count} has lost another one; go on with: tinlab train "
@@ -202,6 +205,8 @@ class _Job:
         self.held_out = pack.split("tune" if run.recipe.data.train_split == "train" else "val")
         self.held_out_top1: float | None = None
         self.rate = 0.0
+        self.phase = run.recipe.phases[0]
+        self.peak = Peak(device)
 
     def train(self, final_split: str) -> None:
         """All stages from the last checkpoint on, and the result."""
@@ -215,10 +220,12 @@ class _Job:
         self.began, self.elapsed_before = time.perf_counter(), self.state.elapsed_seconds
         self.saved_at = self.began
         left: Left | None = None
+        self.peak.start()
         with Curves(self.run, self.state.step, writes=self.ranks.first) as self.curves:
             for span in self.spans[self.state.stage :]:
                 if span.number > self.state.stage:
                     self.state.stage, self.state.plateau = span.number, Plateau()
+                self.phase = span.recipe
                 setup = Setup(
                     span, self.run, self.pack, self.state, self.device, self.ranks, last=last, left=left
                 )
@@ -387,6 +394,7 @@ class _Job:
             "elapsed_seconds": round(state.elapsed_seconds, 3),
             "images_per_second": round(seen / state.train_seconds, 1),
             "parameters": sum(p.numel() for p in setup.model.parameters()),
+            "peak_memory_bytes": self.peak.read(),
             "ranks": self.ranks.count,
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         }
@@ -415,6 +423,19 @@ class _Job:
             held_out=self.held_out.name,
             held_out_top1_percent=self.held_out_top1,
             stage=None if span.stage is None else span.stage.name,
+        )
+
+    def out_of_memory(self, error: RuntimeError | MemoryError) -> TinlabError:
+        """What to say where there was no memory left."""
+        return explain_out_of_memory(
+            error,
+            self.phase,
+            self.peak.read(),
+            self.device,
+            classes=len(self.run.classes),
+            image_size=self.run.preprocessing.image_size,
+            run=self.run.path,
+            saved=checkpoint.latest(self.run.path) is not None,
         )
 
     def _diverged(self) -> Diverged:

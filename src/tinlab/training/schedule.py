@@ -57,6 +57,9 @@ def learning_rate(knobs: recipe.Schedule, peak: float, step: int, total_steps: i
         case "one_cycle":
             start = peak / knobs.start_divisor
             return _cycle(knobs, step, total_steps, start, peak, start / knobs.end_divisor)
+        case "exponential":
+            # A run of one step is at its start.
+            return peak * knobs.start_divisor ** (step / max(1, total_steps - 1) - 1)
 
 
 def momentum(knobs: recipe.Schedule, high: float, step: int, total_steps: int) -> float | None:

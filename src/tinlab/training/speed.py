@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +11,7 @@ from tinlab import models, recipe
 from tinlab.compute import autocast, place
 from tinlab.errors import TinlabError
 from tinlab.training import optimizer
-
-BYTES_A_PARAMETER = 14
-"""Weight, gradient and momentum in float32, and a copy of the weight in bf16."""
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on `device`; where nothing says, all that the machine has."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
+from tinlab.training.memory import BYTES_A_PARAMETER, free_bytes
 
 
 def images_per_second(

@@ -1,0 +1,123 @@
+"""Commands that check a recipe before hours go into it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tinlab import terminal
+from tinlab.cli.common import AsJson, DataOption, Device, app, split_auto, with_fitting_batch
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or a recipe.json.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
+]
+
+
+@app.command(name="lr-find")
+def lr_find(
+    recipe: RecipeArgument,
+    set: Changes = None,
+    data: DataOption = None,
+    low: Annotated[float, typer.Option("--from", help="The first rate.")] = 1e-6,
+    high: Annotated[float, typer.Option("--to", help="The last rate.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Steps from the first to the last.")] = 200,
+    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option("--out", metavar="PNG", help="Where the chart goes.")] = Path(
+        "lr-find.png"
+    ),
+    json: AsJson = False,
+) -> None:
+    """Find a learning rate: train for a moment as it climbs, and look at the loss."""
+    from tinlab.checks import charts
+    from tinlab.checks.lr_find import lr_find as range_test
+    from tinlab.drawing import save_png
+
+    chosen, pack = _recipe_and_pack(recipe, set, data, device)
+    with terminal.training() as watch:
+        found = range_test(
+            chosen, pack, low=low, high=high, steps=steps, seed=seed, device=device, watch=watch
+        )
+    save_png(charts.range_chart(found), out, found.summary())
+    if json:
+        told = {name: value for name, value in asdict(found).items() if name != "recipe"}
+        terminal.show_json({**told, "recipe": chosen.name, "fell": found.marks.fell, "chart": str(out)})
+    else:
+        if found.recommended is not None:
+            marks = found.marks
+            print(
+                f"the loss falls fastest at {marks.steepest:.2g}; it is lowest at {marks.lowest:.2g}, a "
+                f"tenth of which is {marks.lowest / 10:.2g}"
+            )
+            print(f"recommended: {found.recommended:g}, {found.why}")
+            print(" ".join(f"--set {assignment}" for assignment in found.assignments))
+        else:
+            print(f"no rate to recommend: {found.why}")
+        print(f"chart: {out.resolve()}")
+    if found.recommended is None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def overfit(
+    recipe: RecipeArgument,
+    images: Annotated[int, typer.Option(help="How many images to learn by heart.")] = 100,
+    steps: Annotated[int, typer.Option(help="At most so many steps.")] = 300,
+    set: Changes = None,
+    data: DataOption = None,
+    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option("--out", metavar="PNG", help="Where the chart goes.")] = Path(
+        "overfit.png"
+    ),
+    json: AsJson = False,
+) -> None:
+    """Check that a recipe can learn a few images by heart; exit code 1 where it cannot, and why."""
+    from tinlab.checks import charts
+    from tinlab.checks.overfit import overfit as learn_by_heart
+    from tinlab.drawing import save_png
+
+    chosen, pack = _recipe_and_pack(recipe, set, data, device)
+    with terminal.training() as watch:
+        found = learn_by_heart(
+            chosen, pack, images=images, steps=steps, seed=seed, device=device, watch=watch
+        )
+    save_png(charts.overfit_chart(found), out, found.summary())
+    if json:
+        told = {name: value for name, value in asdict(found).items() if name != "recipe"}
+        terminal.show_json({**told, "recipe": chosen.name, "chart": str(out)})
+    else:
+        if found.switched_off:
+            print(f"switched off: {'; '.join(map(str, found.switched_off))}")
+        if found.set:
+            print(f"set: {'; '.join(map(str, found.set))}")
+        if found.left_on:
+            print(f"left on, as no field switches it off: {'; '.join(found.left_on)}")
+        print(found.summary())
+        for finding in found.findings:
+            print(f"- {finding.cause}: {finding.evidence}")
+            print(f"  try: {finding.advice}")
+        print(f"chart: {out.resolve()}")
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def _recipe_and_pack(
+    recipe: str, assignments: list[str] | None, data: str | None, device: str
+) -> tuple[Any, Any]:
+    from tinlab import recipes
+    from tinlab.data.places import open_data
+
+    kept, fitting = split_auto(assignments or [])
+    chosen, foreign = recipes.with_changes(recipes.find(recipe), kept)
+    if foreign:
+        terminal.say(f"left out, as {chosen.model.name} has none: {', '.join(foreign)}")
+    with terminal.counting("pack the images") as count:
+        pack = open_data(data, progress=count)
+    if fitting:
+        chosen = with_fitting_batch(chosen, pack, device)
+    return chosen, pack
