@@ -211,6 +211,22 @@ def test_one_colour_stays_that_colour_wherever_it_goes(degrees, factor, seed):
     assert torch.allclose(apply(policy, x, seed=seed), torch.tensor(77.0), atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [12, 20, 33])
+@pytest.mark.parametrize("operations", [(), (ops.Flip(), ops.RandomResizedCrop())])
+def test_a_colour_for_what_lies_outside_stays_outside(operations, size):
+    x = torch.full((20, 20, 20, 3), 77, dtype=torch.uint8)
+    found = apply((*operations, ops.Resampling(fill=(255, 0, 0))), x, size)
+    assert torch.allclose(found, torch.tensor(77.0), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [16, 20])
+def test_shrinking_by_scale_is_antialiased_at_every_size(size):
+    stripes = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+    stripes[:, :, ::2] = 255
+    found = apply((ops.Scale(factor=both(0.5)),), stripes, size)
+    assert (found - 127.5).abs().max() < (20 if size == 16 else 60)
+
+
 def test_a_smaller_size_is_antialiased_under_any_matrix():
     stripes = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
     stripes[:, :, ::2] = 255

@@ -131,8 +131,9 @@ def multiply(planes: Tensor, matrix: Tensor | None, scale: Tensor, shift: Tensor
     return out.view(batch, channels, height, width)
 
 
-def clamp(planes: Tensor, limits: Sequence[Sequence[float]]) -> Tensor:
-    """Clamp each channel of (B, 3, H, W), in place, to its (low, high)."""
+def clamp(planes: Tensor, limits: Sequence[Sequence[float]], out: Tensor) -> Tensor:
+    """Clamp each channel of (B, 3, H, W) to its (low, high) into `out`, which may be `planes` itself."""
     for channel, (low, high) in enumerate(limits):
-        planes[:, channel].clamp_(low, high)  # limits that are tensors take ten times as long on a CPU
-    return planes
+        # Limits that are tensors take ten times as long on a CPU.
+        torch.clamp(planes[:, channel], low, high, out=out[:, channel])
+    return out

@@ -6,7 +6,8 @@ and y downwards. There are two ways to apply it:
 - `resample`, where rows and columns keep to themselves (crop, resize, mirror, shift, scale): an image's
   resample is then two small matrices, one for its rows and one for its columns, and a batched matrix product
   applies them, with the antialiasing that a smaller training size needs.
-- `warp`, for any matrix: the neighbours of each place are gathered and blended.
+- `warp`, for any matrix: the neighbours of each place are gathered and blended. It does not antialias, and is
+  the faster one where nothing shrinks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinlab.augment.strengths import Drawn
@@ -227,67 +229,48 @@ def warp(
     channel. Nothing is antialiased: shrinking belongs to `resample`.
     """
     batch, channels, height, width = planes.shape
-    # Places are pixels from the outer edge of the image: the first pixel's centre is at 0.5.
-    x, y = _places(matrix, size, height, width, bends)  # (B, size, size) each
-    covered = None
-    if not isinstance(fill, str):
-        covered = _covered(x, width) * _covered(y, height)
-    elif fill == "reflect":
-        x, y = _reflect(x, width), _reflect(y, height)
+    places = _places(matrix, size, height, width, bends)  # (2, B, size, size)
     sample = _bilinear if interpolation == "bilinear" else _bicubic
-    out = sample(planes, x, y, fill == "reflect").view(batch, channels, size, size)
-    if covered is not None:
-        assert not isinstance(fill, str)
-        colour = constant(fill, out.device).view(1, -1, 1, 1)
-        out = torch.lerp(colour, out, covered[:, None])
-    return out
+    out = sample(planes.to(torch.float32), places, fill == "reflect").view(batch, channels, size, size)
+    if isinstance(fill, str):
+        return out
+    # The share of an interpolated pixel that lies in the image falls to 0 within a pixel outside.
+    across, down = (1 - places.abs()).unbind(0)
+    covered = (across * (width / 2) + 0.5).clamp_(0, 1) * (down * (height / 2) + 0.5).clamp_(0, 1)
+    return torch.lerp(constant(fill, out.device).view(1, -1, 1, 1), out, covered[:, None])
 
 
-def _places(matrix: Tensor, size: int, height: int, width: int, bends: bool) -> tuple[Tensor, Tensor]:
+def _places(matrix: Tensor, size: int, height: int, width: int, bends: bool) -> Tensor:
+    """Where each new pixel's centre lies, across and down: (2, B, size, size), from -1 at the image's outer
+    edge to 1 at the other."""
     steps = (torch.arange(size, device=matrix.device) + 0.5) / size - 0.5
-    across, down = (steps * width)[None, None, :], (steps * height)[None, :, None]
-
-    def row(n: int) -> Tensor:
-        a, b, c = matrix[:, n, :, None, None].unbind(1)  # (B, 1, 1) each
-        return a * across + (b * down + c)  # (B, size, size)
-
-    x, y = row(0), row(1)
-    if bends:
-        w = row(2).clamp_(min=0.05)  # places at and behind the horizon
-        x, y = x / w, y / w
-    return x.add_(width / 2), y.add_(height / 2)
+    in_pixels = constant((width, height, 1), matrix.device)
+    in_halves = constant((2 / width, 2 / height, 1), matrix.device)
+    a, b, c = (in_halves[:, None] * matrix * in_pixels).permute(2, 1, 0)[..., None, None]  # (3, B, 1, 1) each
+    if not bends:
+        a, b, c = a[:2], b[:2], c[:2]
+    places = a * steps + (b * steps[:, None] + c)  # (2 or 3, B, size, size)
+    return places[:2] / places[2].clamp_(min=0.05) if bends else places  # places at and behind the horizon
 
 
-def _covered(places: Tensor, length: int) -> Tensor:
-    """Share of an interpolated pixel that lies in the image: falls to 0 within a pixel outside."""
-    return torch.minimum(places + 0.5, length + 0.5 - places).clamp_(0, 1)
+def _bilinear(planes: Tensor, places: Tensor, mirrored: bool) -> Tensor:
+    """Blend the four pixels about each place: (B, C, size, size)."""
+    outside = "border"
+    if mirrored:
+        outside, places = "reflection", places.clamp(-5, 3)  # as far as `_reflect` mirrors
+    return F.grid_sample(planes, places.permute(1, 2, 3, 0), padding_mode=outside, align_corners=False)
 
 
-def _bilinear(planes: Tensor, x: Tensor, y: Tensor, _: bool) -> Tensor:
-    """Blend the four pixels about each place: (B, C, size * size)."""
-    batch, channels, height, width = planes.shape
-    x, y = x.sub_(0.5).clamp_(0, width - 1), y.sub_(0.5).clamp_(0, height - 1)
-    left, top = x.floor().clamp_(max=width - 2), y.floor().clamp_(max=height - 2)
-    x, y = x.sub_(left).view(batch, 1, -1), y.sub_(top).view(batch, 1, -1)  # how far to the next pixel
-    index = top.mul_(width).add_(left).to(torch.int64).view(batch, 1, -1).expand(-1, channels, -1)
-    flat = planes.reshape(batch, channels, height * width)
-
-    def neighbour(step: int) -> Tensor:
-        # All four are one index into views of the same pixels; bytes are converted after they are gathered.
-        return flat[:, :, step:].gather(2, index).to(torch.float32)  # (B, C, size * size)
-
-    upper = neighbour(0).lerp_(neighbour(1), x)
-    lower = neighbour(width).lerp_(neighbour(width + 1), x)
-    return upper.lerp_(lower, y)
-
-
-def _bicubic(planes: Tensor, x: Tensor, y: Tensor, mirrored: bool) -> Tensor:
+def _bicubic(planes: Tensor, places: Tensor, mirrored: bool) -> Tensor:
     """Blend the sixteen pixels about each place by Keys' kernel: (B, C, size * size)."""
     batch, channels, height, width = planes.shape
     flat = planes.reshape(batch, channels, height * width)
 
     def taps(places: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
         """Index and weight of the four pixels along one axis, each (B, 1, size * size)."""
+        places = (places + 1) * (length / 2)  # in pixels
+        if mirrored:
+            places = _reflect(places, length)
         places = places.sub(0.5).clamp_(-2, length + 1).view(batch, 1, -1)
         first = places.floor()
         found = []
@@ -299,9 +282,9 @@ def _bicubic(planes: Tensor, x: Tensor, y: Tensor, mirrored: bool) -> Tensor:
             found.append((pixel.clamp(0, length - 1).to(torch.int64), weight))
         return found
 
-    across = taps(x, width)
-    out = x.new_zeros(batch, channels, x[0].numel())
-    for row, row_weight in taps(y, height):
+    across = taps(places[0], width)
+    out = planes.new_zeros(batch, channels, places[0, 0].numel())
+    for row, row_weight in taps(places[1], height):
         line = torch.zeros_like(out)
         for column, weight in across:
             line += weight * flat.gather(2, (row * width + column).expand(-1, channels, -1))

@@ -33,7 +33,6 @@ from tinlab.recipe import operations as ops
 _FILTERS = (ops.Blur, ops.Sharpness)
 _NOISE = (ops.GaussianNoise, ops.SaltNoise)
 _BOXES = (ops.Cutout, ops.RandomErasing)
-_OVERSHOOTING = (ops.Sharpness, ops.GaussianNoise)
 
 
 class Policy:
@@ -60,18 +59,19 @@ class Policy:
         self._outside = geometry.looks_outside(simple)
         colour_fill = not isinstance(self._resampling.fill, str)
         self._aligned = geometry.is_aligned(simple) and not (self._outside and colour_fill)
+        self._shrinks = any(isinstance(o, ops.Scale) and o.factor[0] < 1 for o in simple)
         self._bends = any(isinstance(o, ops.Perspective) for o in simple)
         self._needs_mean = colour.needs_mean(simple)
-        # Whatever follows geometry wants each channel by itself; without it, images stay as they lie.
-        later = (*colour.COLOUR, *_FILTERS, *_NOISE, *_BOXES)
-        self._planar = not self._aligned or any(isinstance(o, later) for o in simple)
-        bicubic = self._resampling.interpolation == "bicubic"
-        self._leaves_range = bicubic or any(isinstance(o, colour.COLOUR) for o in simple)
-        self._planar |= bicubic
-        self._overshoots = any(isinstance(o, _OVERSHOOTING) for o in simple)
-        self._limits: list[list[float]] = []  # what black and white become in each channel
-        if self._leaves_range or self._overshoots:
-            self._limits = torch.stack([self.shift, 255 * self.scale + self.shift], 1).tolist()
+        self._bicubic = self._resampling.interpolation == "bicubic"
+        self._only_moves = not self._bicubic and not any(
+            isinstance(o, (*colour.COLOUR, *_FILTERS, *_NOISE, *_BOXES)) for o in simple
+        )
+        # Filters and noise expect values within range.
+        self._leaves_range = any(isinstance(o, (*_FILTERS, *_NOISE)) for o in simple) and (
+            self._bicubic or any(isinstance(o, colour.COLOUR) for o in simple)
+        )
+        # What black and white become in each channel.
+        self._limits = torch.stack([self.shift, 255 * self.scale + self.shift], 1).tolist()
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.operations)) or "nothing"
@@ -100,20 +100,20 @@ class Policy:
         images = _look_up(images, drawn)
         mean = colour.mean_colour(images) if self._needs_mean else None
         x = self._geometry(images, drawn, samples, size)
-        if not self._planar:
-            return self.normalise(x)
-        x = colour.multiply(x, colour.matrices(drawn, mean, samples), self.scale, self.shift)
+        if self._only_moves:
+            return self.normalise(x.permute(0, 2, 3, 1))
+        planes = x.contiguous().to(torch.float32)  # each channel by itself; bytes are the faster to move
+        x = colour.multiply(planes, colour.matrices(drawn, mean, samples), self.scale, self.shift)
         if self._leaves_range:
-            x = colour.clamp(x, self._limits)
+            colour.clamp(x, self._limits, out=x)
         for change in drawn:
             x = self._filter(x, change, size / images.shape[1])
         for change in drawn:
             x = self._noise(x, change)
-        if self._overshoots:
-            x = colour.clamp(x, self._limits)
         for change in drawn:
             x = self._cover(x, change)
-        return x.contiguous(memory_format=torch.channels_last)
+        # Also the way into channels-last memory: a clamp is faster at it than a copy.
+        return colour.clamp(x, self._limits, out=torch.empty_like(x, memory_format=torch.channels_last))
 
     def normalise(self, x: Tensor) -> Tensor:
         """(B, H, W, 3) in 0..255 -> float32 (B, 3, H, W) in channels-last memory."""
@@ -145,7 +145,7 @@ class Policy:
         return x, replace(batch, others=batch.labels[partners], weights=weights)
 
     def _geometry(self, images: Tensor, drawn: list[Drawn], samples: Tensor, size: int) -> Tensor:
-        """The resample: (B, size, size, 3), or float32 (B, 3, size, size) where `_planar`."""
+        """The resample: uint8 or float32 (B, 3, size, size), in either memory order."""
         height, width = images.shape[1:3]
         matrix = geometry.matrices(drawn, height, width)  # (B, 3, 3)
         across = geometry.flips(drawn, "left_right", samples)
@@ -154,30 +154,34 @@ class Policy:
             for mirrored, axis in ((across, 2), (down, 1)):
                 if mirrored is not None:
                     images = torch.where(mirrored[:, None, None, None], images.flip(axis), images)
-            return _planes(images) if self._planar else images
+            return images.permute(0, 3, 1, 2)
+        if matrix is None:
+            matrix = torch.eye(3, device=images.device).repeat(len(images), 1, 1)
         how = self._resampling
-        if self._aligned:
-            if matrix is None:
-                matrix = torch.eye(3, device=images.device).expand(len(images), 3, 3)
+        if self._aligned and (self._shrinks or self._bicubic or size < max(height, width)):
             (top, bottom), (left, right) = geometry.boxes(matrix, height, width)
             if across is not None:
                 left, right = torch.where(across, right, left), torch.where(across, left, right)
             if down is not None:
                 top, bottom = torch.where(down, bottom, top), torch.where(down, top, bottom)
-            fill = how.fill if self._outside and isinstance(how.fill, str) else None
             x = geometry.resample(
-                images, (top, bottom), (left, right), size, fill=fill, interpolation=how.interpolation
+                images,
+                (top, bottom),
+                (left, right),
+                size,
+                fill=how.fill if self._outside and isinstance(how.fill, str) else None,
+                interpolation=how.interpolation,
             )
-            return _planes(x) if self._planar else x
-        assert matrix is not None
+            return x.permute(0, 3, 1, 2)
         if size < min(height, width):
             images, matrix = _shrunk(images, matrix, size)
         for mirrored, column in ((across, 0), (down, 1)):
             if mirrored is not None:
                 matrix[:, :, column] *= torch.where(mirrored, -1.0, 1.0)[:, None]
+        fill = how.fill if self._outside else "edge"
         planes = images.permute(0, 3, 1, 2).contiguous()
         return geometry.warp(
-            planes, matrix, size, fill=how.fill, interpolation=how.interpolation, bends=self._bends
+            planes, matrix, size, fill=fill, interpolation=how.interpolation, bends=self._bends
         )
 
     def _filter(self, x: Tensor, change: Drawn, zoom: float) -> Tensor:
@@ -234,11 +238,6 @@ class Policy:
         if self._bank is None or len(self._bank) < noise.BANK + longest:
             self._bank = noise.bank(self.seed, longest).to(start.device)
         return noise.pieces(self._bank, start, shape)
-
-
-def _planes(images: Tensor) -> Tensor:
-    """(B, H, W, 3) -> float32 (B, 3, H, W), each channel by itself in memory."""
-    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def _shrunk(images: Tensor, matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
