@@ -98,6 +98,12 @@ class Batcher:
                     self._waiting[job.lane].remove(job)
             self._changed.notify()
 
+    def hurry(self) -> None:
+        """Let no batch wait for more from now on."""
+        with self._changed:
+            self.max_wait_seconds = 0.0
+            self._changed.notify()
+
     def close(self, grace_seconds: float) -> None:
         """Take no more work, finish what waits within the grace, and refuse the rest with ClosedError."""
         with self._changed:
@@ -124,6 +130,8 @@ class Batcher:
             self.pieces += len(batch)
             try:
                 answers = self.lanes[batch[0].lane].work([job.piece for job in batch])
+                if len(answers) != len(batch):
+                    raise ValueError(f"{len(answers)} answers to {len(batch)} pieces")
             except Exception as error:
                 log.exception("%s failed on a batch of %d", batch[0].lane, len(batch))
                 for job in batch:

@@ -134,7 +134,7 @@ function card(told, file, truth, signal) {
     const fill = make("span");
     fill.style.width = `${100 * guess.probability}%`;
     const words = make("span", { className: "words", textContent: guess.words });
-    if (truth && guess.id === truth.id) words.append(" ", make("span", { className: "right", textContent: "✓ is it" }));
+    if (truth && guess.id === truth.id) words.append(" ", make("span", { className: "right", textContent: "✓ correct" }));
     const button = make("button", { type: "button", className: "guess", title: `Show the map for ${short(guess.words)}` },
       words,
       make("span", { className: "percent", textContent: percent(guess.probability) }),

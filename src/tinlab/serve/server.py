@@ -64,16 +64,23 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A server that tells its address once it answers."""
+    """A server that says when it answers, and when it begins to stop."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], None], stopping: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._ready = ready
+        self._stopping = stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         if self.started:
             self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stopping()
+        await super().shutdown(sockets=sockets)
 
 
 def run(
@@ -91,8 +98,13 @@ def run(
     with bound(host, port) as listening:  # before the networks are loaded: a taken port is told at once
         classifiers = load(runs, device=device)
         samples = find_samples(classifiers.values(), data)
-        app = build(Service(classifiers, limits), samples, host=host, allow_hosts=allow_hosts)
-        server = Server(configuration(app, limits), lambda: ready(address(listening, host)))
+        service = Service(classifiers, limits)
+        app = build(service, samples, host=host, allow_hosts=allow_hosts)
+        server = Server(
+            configuration(app, limits),
+            ready=lambda: ready(address(listening, host)),
+            stopping=service.batcher.hurry,
+        )
         server.run(sockets=[listening])
 
 
