@@ -19,8 +19,11 @@ from made_files import encoded
 from PIL import Image
 
 import tinlab
+from tinlab.data.pack import ClassInfo
 from tinlab.errors import TinlabError
-from tinlab.serve import Limits, server
+from tinlab.serve import server
+from tinlab.serve.api import build
+from tinlab.serve.saliency import gradient
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -70,6 +73,25 @@ class Started:
         self.process.send_signal(number)
         _, errors = self.process.communicate(timeout=20)
         return self.process.returncode, errors
+
+
+@contextlib.contextmanager
+def threaded(service, samples):
+    """A server of `service` in a thread of this process; gives its host and port."""
+    listening = server.bound("127.0.0.1", 0)
+    place = listening.getsockname()
+    ready = threading.Event()
+    configuration = server.configuration(build(service, samples), service.limits)
+    running = server.Server(configuration, ready.set, service.batcher.hurry)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield place
+    finally:
+        running.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -281,27 +303,15 @@ def test_the_extra_that_is_missing_is_named(monkeypatch, missing):
 
 def test_slow_heads_are_cut_off(make_service, samples, monkeypatch, pictures):
     """Drop by drop, or with nothing at all: no client holds a connection without a request."""
-    from tinlab.serve.api import build
-
     monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
-    listening = server.bound("127.0.0.1", 0)
-    place = listening.getsockname()
-    ready = threading.Event()
-    limits = Limits()
-    running = server.Server(
-        server.configuration(build(make_service(limits), samples), limits), ready.set, lambda: None
-    )
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        assert ready.wait(10)
+    with threaded(make_service(), samples) as place:
         with (
             socket.create_connection(place, timeout=5) as silent,
             socket.create_connection(place, timeout=5) as slow,
         ):
             began = time.monotonic()
             with contextlib.suppress(OSError):
-                for letter in b"GET / HTTP/1.1\r\nHost: localhost\r\nX: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy":
+                for letter in b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 40:
                     slow.sendall(bytes([letter]))
                     time.sleep(0.02)
             with contextlib.suppress(OSError):
@@ -314,10 +324,6 @@ def test_slow_heads_are_cut_off(make_service, samples, monkeypatch, pictures):
             connection.request("GET", "/health")
             assert json.loads(connection.getresponse().read())["status"] == "ok"
             time.sleep(0.15)
-    finally:
-        running.should_exit = True
-        thread.join(10)
-    assert not thread.is_alive()
 
 
 # The page, in a browser
@@ -332,7 +338,7 @@ def page(started):
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        opened = browser.new_page(viewport={"width": 1280, "height": 900})
+        opened = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
         opened.set_default_timeout(10_000)
         opened.complaints, opened.asked = [], []
         opened.on("console", lambda message: opened.complaints.append(message.text))
@@ -417,7 +423,8 @@ def test_another_class_is_explained(page):
     page.locator(".model").first.locator(".guess").nth(2).click()
     page.wait_for_function("(src) => document.querySelector('.map').src !== src", arg=before)
     pressed = page.locator(".model").first.locator("[aria-pressed=true] .words").inner_text()
-    assert page.locator(".map").first.get_attribute("alt").endswith(pressed.split(",")[0].split(" ✓")[0])
+    shown_class = pressed.split(",")[0].split(" ✓")[0]
+    assert page.locator(".map").first.get_attribute("alt") == f"Saliency map for {shown_class}, by gradient"
 
 
 def test_a_file_is_dropped_chosen_and_its_name_is_text(page, pictures, tmp_path):
@@ -447,6 +454,37 @@ def test_it_fits_a_phone(page):
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_words_of_strangers_stay_words_and_methods_are_chosen(
+    page, make_service, samples, classifiers, pictures
+):
+    """Class words, a model's name and its summary hold HTML; a second method turns the map around."""
+    hostile = '<img src=x onerror="alert(1)"></script><b>'
+    one = tinlab.Classifier(classifiers["first"].run, classifiers["first"].model, classifiers["first"].device)
+    one.classes = tuple(ClassInfo(str(n), f"{hostile} {n}") for n in range(4))
+    methods = {"gradient": gradient, "turned_round": lambda *given: gradient(*given).flip(-1)}
+    with threaded(make_service(models={hostile: one}, methods=methods), samples) as (host, port):
+        opened = page.context.new_page()
+        opened.set_default_timeout(10_000)
+        dialogs = []
+        opened.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        opened.on("console", lambda message: dialogs.append(message.text))
+        opened.goto(f"http://{host}:{port}")
+        opened.wait_for_selector("#samples img")
+        drop(opened, f"{hostile}.png", pictures[0])
+        opened.wait_for_selector(".map:not([hidden])")
+        assert {words.split(" ✓")[0][:-2] for words in opened.locator(".words").all_inner_texts()} == {
+            hostile
+        }
+        assert opened.locator(".model h3").inner_text() == hostile
+        assert opened.locator("main b, main script, main img[src=x]").count() == 0
+        before = opened.locator(".map").get_attribute("src")
+        opened.locator("#method").select_option("turned_round")
+        opened.wait_for_function("(src) => document.querySelector('.map').src !== src", arg=before)
+        assert opened.locator(".map").get_attribute("alt").endswith("turned_round")
+        assert dialogs == []
+        opened.close()
 
 
 def test_it_asked_nobody_else_and_nothing_complained(page, started):

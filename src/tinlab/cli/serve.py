@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, Device, app
+from tinlab.cli.common import AsJson, Device, app
 
 
 @app.command()
@@ -17,7 +17,10 @@ def serve(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")],
     host: Annotated[str, typer.Option(help="The address to be reached at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    data: DataOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Whose val to try images of. Default: the first run's own pack."),
+    ] = None,
     device: Device = "auto",
     allow_host: Annotated[
         list[str] | None,

@@ -14,6 +14,7 @@ const shownModels = () => served.models.filter((model) => chosen.has(model.name)
 let served = { models: [], limits: { max_bytes: Infinity } };
 let chosen = new Set();
 let picture = null; // {file, name, truth, button}
+let cards = []; // what is shown: {element, explain}
 let asking = null; // the AbortController of what is asked now
 let seed = Math.floor(Math.random() * 2 ** 31);
 
@@ -91,7 +92,7 @@ async function classify() {
   try {
     const fields = [["images", file], ["top", "5"], ...models.map((model) => ["models", model.name])];
     const answer = await (await ask("classify", { method: "POST", body: form(fields), signal })).json();
-    const cards = answer.images[0].models.map((told) => card(told, file, truth, signal));
+    cards = answer.images[0].models.map((told) => card(told, file, truth, signal));
     at("results").replaceChildren(...cards.map((each) => each.element));
     at("results").classList.toggle("only", cards.length === 1);
     at("overlay").hidden = at("legend").hidden = false;
@@ -147,18 +148,20 @@ function card(told, file, truth, signal) {
   element.append(seen, list);
 
   let latest = 0;
-  async function explain(i = 0) {
+  let current = 0;
+  async function explain(i = current) {
     const mine = ++latest;
+    current = i;
     buttons.forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
     // Said late, so that a quick answer does not flicker.
     const timer = setTimeout(() => { wait.textContent = "looking …"; wait.hidden = false; }, 250);
     try {
-      const fields = [["image", file], ["model", model.name], ["target", told.guesses[i].id]];
+      const fields = [["image", file], ["model", model.name], ["target", told.guesses[i].id], ["method", at("method").value]];
       const answer = await (await ask("explain", { method: "POST", body: form(fields), signal })).json();
       if (mine !== latest) return;
       base.src = `data:image/png;base64,${answer.image_png}`;
       map.src = `data:image/png;base64,${answer.map_png}`;
-      map.alt = `Saliency map for ${short(answer.target.words)}`;
+      map.alt = `Saliency map for ${short(answer.target.words)}, by ${answer.method}`;
       base.hidden = map.hidden = false;
       wait.hidden = true;
       lay();
@@ -211,6 +214,8 @@ async function begin() {
     at("served").append(...served.models.map((model) => make("span", { textContent: model.name })));
     document.querySelector("h1").textContent = many ? "Show them a picture" : "Show it a picture";
     at("answers").textContent = many ? "What they see" : "What it sees";
+    at("by").hidden = served.methods.length < 2;
+    at("method").replaceChildren(...served.methods.map((method) => new Option(method.replaceAll("_", " "), method)));
     at("choose").hidden = !many;
     at("choices").replaceChildren(...served.models.map((model) => {
       const box = make("input", { type: "checkbox", checked: true });
@@ -228,6 +233,7 @@ async function begin() {
 }
 
 at("file").addEventListener("change", (event) => { take(event.target.files); event.target.value = ""; });
+at("method").addEventListener("change", () => { for (const each of cards) each.explain(); });
 at("saliency").addEventListener("change", lay);
 at("strength").addEventListener("input", lay);
 at("more").addEventListener("click", () => {
