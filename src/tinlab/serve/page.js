@@ -181,6 +181,7 @@ function lay() {
   const strength = at("saliency").checked ? at("strength").value / 100 : 0;
   for (const seen of document.querySelectorAll(".seen")) {
     seen.querySelector(".map").style.opacity = strength;
+    seen.style.setProperty("--strength", strength);
     seen.classList.toggle("mapped", strength > 0);
   }
   at("strength").disabled = !at("saliency").checked;
