@@ -15,7 +15,7 @@ from tinlab import models, runs
 from tinlab.compute import place, resolve_device
 from tinlab.data.decode import ImageError, decode_into, square
 from tinlab.errors import TinlabError
-from tinlab.evaluation.predict import BATCH_SIZE, forward
+from tinlab.evaluation.predict import BATCH_SIZE, forward, normalised
 from tinlab.models.structure import smaller
 from tinlab.runs import Run
 from tinlab.training import checkpoint
@@ -50,12 +50,12 @@ class Classifier:
         """
         if isinstance(images, str | Path) or hasattr(images, "convert") or _is_one_array(images):
             images = [images]
-        top = min(top, len(self.classes))
-        guesses = []
-        for row in self.probabilities(images):
-            best = np.argsort(-row, kind="stable")[:top]
-            guesses.append([Guess(self.classes[i].id, self.classes[i].words, float(row[i])) for i in best])
-        return guesses
+        return [self.guesses(row, top) for row in self.probabilities(images)]
+
+    def guesses(self, probabilities: np.ndarray, top: int = 5) -> list[Guess]:
+        """The `top` likeliest classes by their `probabilities`, (C,), likeliest first."""
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        return [Guess(self.classes[i].id, self.classes[i].words, float(probabilities[i])) for i in best]
 
     def probabilities(self, images: Iterable[Image]) -> np.ndarray:
         """Softmax over the classes, float32 (N, C)."""
@@ -66,6 +66,10 @@ class Classifier:
             for start in range(0, len(arrays), BATCH_SIZE)
         ]
         return torch.cat(rows).cpu().numpy() if rows else np.empty((0, len(self.classes)), np.float32)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """uint8 (B, size, size, 3) -> the network's input, float32 (B, 3, size, size), on its device."""
+        return normalised(self.run.preprocessing, images.to(self.device))
 
     def logits(self, images: Tensor) -> Tensor:
         """uint8 (B, size, size, 3) -> float32 (B, C)."""

@@ -68,17 +68,28 @@ class ImageError(ValueError):
     """An image that cannot be read; the message says why, without the image's name."""
 
 
+class TooManyPixelsError(ImageError):
+    """An image that is not decoded because its header claims more pixels than are read."""
+
+
 def is_image_name(name: str) -> bool:
     """Whether `name` ends as the name of an image does."""
     return name.endswith(_COMMON_SUFFIXES) or name.lower().endswith(SUFFIXES)
 
 
-def decode_into(data: bytes | bytearray, row: np.ndarray) -> None:
+def decode_into(
+    data: bytes | bytearray,
+    row: np.ndarray,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = FORMATS,
+) -> None:
     """Decode image file `data` into `row`, uint8 (size, size, 3), contiguous.
 
     An image of another size or shape is turned as its EXIF orientation says, scaled so that its shorter side
     becomes `size`, and cut to the square in its middle. Transparent parts become white, 16 bits become 8, and
-    of an animation the first frame counts. Raises ImageError.
+    of an animation the first frame counts. An image of more than `max_pixels` by its header is not decoded,
+    nor is one in none of the `formats` (Pillow's names). Raises ImageError.
     """
     # Pillow knows how to turn an image, and what inks (CMYK, which Adobe's marker goes with) look like. Where
     # the tables follow the JFIF header at once, there is neither marker, and no need to search.
@@ -90,10 +101,10 @@ def decode_into(data: bytes | bytearray, row: np.ndarray) -> None:
                 return
         except ValueError:
             pass  # another size or colour space, or damaged: the longer way knows which
-    row[:] = _decode_any(data, len(row))
+    row[:] = _decode_any(data, len(row), max_pixels, formats)
 
 
-def _decode_any(data: bytes | bytearray, size: int) -> np.ndarray:
+def _decode_any(data: bytes | bytearray, size: int, max_pixels: int, formats: tuple[str, ...]) -> np.ndarray:
     """uint8 (size, size, 3). Raises ImageError."""
     from PIL import Image
 
@@ -102,12 +113,11 @@ def _decode_any(data: bytes | bytearray, size: int) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow warns of is either refused below or harmless
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise ImageError(
-                        f"it has {width} x {height} pixels, and at most {MAX_PIXELS // 10**6} million"
-                        " are read"
+                if width * height > max_pixels:
+                    raise TooManyPixelsError(
+                        f"it has {width} x {height} pixels, and at most {max_pixels / 1e6:g} million are read"
                     )
                 if image.format == "JPEG":
                     _check_jpeg(data)
@@ -122,7 +132,7 @@ def _decode_any(data: bytes | bytearray, size: int) -> np.ndarray:
     except Image.UnidentifiedImageError:
         raise ImageError("it is no image in a format that is read") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"it has more than {MAX_PIXELS // 10**6} million pixels") from None
+        raise TooManyPixelsError(f"it has more than {max_pixels / 1e6:g} million pixels") from None
     except ImageError:
         raise
     except Exception as error:  # a decoder meets any bytes at all here, and Pillow's raise what they like

@@ -98,7 +98,11 @@ def predict_split(
 
 def forward(model: nn.Module, preprocessing: Preprocessing, images: Tensor, compute: Compute) -> Tensor:
     """uint8 (B, H, W, 3) of the stored size -> logits float32 (B, C), without augmentation."""
-    mean, std = (torch.tensor(v, device=images.device) for v in (preprocessing.mean, preprocessing.std))
-    plain = Policy((), mean, std, seed=0)
     with autocast(compute, images.device):
-        return model(plain.normalise(images)).float()
+        return model(normalised(preprocessing, images)).float()
+
+
+def normalised(preprocessing: Preprocessing, images: Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) of the stored size -> the network's input, float32 (B, 3, H, W)."""
+    mean, std = (torch.tensor(v, device=images.device) for v in (preprocessing.mean, preprocessing.std))
+    return Policy((), mean, std, seed=0).normalise(images)

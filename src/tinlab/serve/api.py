@@ -1,0 +1,510 @@
+"""The routes: what a request asks for, and what it is answered. Documented at /openapi.json."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+
+from tinlab import __version__, report
+from tinlab.classifier import Classifier
+from tinlab.data.decode import ImageError, TooManyPixelsError
+from tinlab.serve import images, schemas
+from tinlab.serve.batcher import BusyError, ClosedError, Job
+from tinlab.serve.form import Form, Held, Upload, busy, clean_name, read_form
+from tinlab.serve.guard import SECURITY_HEADERS, Guard
+from tinlab.serve.samples import SPLIT, Samples
+from tinlab.serve.service import Explanation, Service
+
+HERE = Path(__file__).parent
+PAGE = {
+    "/": (HERE / "page.html", "text/html; charset=utf-8"),
+    "/page.css": (HERE / "page.css", "text/css; charset=utf-8"),
+    "/page.js": (HERE / "page.js", "text/javascript; charset=utf-8"),
+    # The colours and type that all pages share.
+    "/family.css": (Path(report.__file__).parent / "page.css", "text/css; charset=utf-8"),
+}
+MAX_TOP = 20
+DECODERS = 4
+"""Threads that decode images, while the networks run in another."""
+
+ERRORS = {
+    400: "The form, or the Host header, cannot be read.",
+    403: "A page of another site posted it.",
+    408: "The request came too slowly.",
+    413: "Too many bytes, images or pixels.",
+    415: "The body is no multipart form.",
+    421: "The Host header names another server.",
+    422: "A file is no image that is read, or a field has a value that it cannot have.",
+    500: "The model failed.",
+    503: "The queue is full, or the server is stopping. Retry-After says when to try again.",
+    504: "The answer took too long.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": schemas.Problem, "description": ERRORS[status]} for status in statuses}
+
+
+def form_body(required: str, properties: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The documentation of a multipart body, which is read by hand: see form.py."""
+    schema = {"type": "object", "required": [required], "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+IMAGE = {"type": "string", "contentMediaType": "application/octet-stream"}
+FORMATS = f"{', '.join(images.FORMATS[:-1])} or {images.FORMATS[-1]}"
+CLASSIFY_BODY = form_body(
+    "images",
+    {
+        "images": {"type": "array", "items": IMAGE, "minItems": 1, "description": f"Files: {FORMATS}."},
+        "models": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Names of models; all, where none is given.",
+            "examples": [["fast_cpu"]],
+        },
+        "top": {"type": "integer", "minimum": 1, "maximum": MAX_TOP, "default": 5},
+    },
+)
+EXPLAIN_BODY = form_body(
+    "image",
+    {
+        "image": {**IMAGE, "description": f"One file: {FORMATS}."},
+        "model": {"type": "string", "description": "Its name; needed where several are served."},
+        "target": {
+            "type": "string",
+            "description": "The id of the class to explain; the likeliest, where none is given.",
+            "examples": ["n01443537"],
+        },
+        "method": {"type": "string", "description": "One of those that /models lists; the first by default."},
+        "answer": {
+            "type": "string",
+            "enum": ["json", "png"],
+            "default": "json",
+            "description": "json, or the map alone as a PNG file.",
+        },
+    },
+)
+
+
+class Api:
+    """The endpoints, with what they share."""
+
+    def __init__(self, service: Service, samples: Samples) -> None:
+        self.service = service
+        self.samples = samples
+        self.held = Held(service.limits)
+        self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="tinlab-decode")
+        self.infos = [_info(name, one) for name, one in service.models.items()]
+
+    async def classify(self, request: Request) -> Any:
+        """Classify one image or many, with one model or several.
+
+        A model that fails has an `error` in place of guesses; only where all fail is the answer 500.
+        """
+        async with read_form(request, self.held) as form:
+            _refuse_unknown(form, files=("images",), fields=("models", "top"))
+            uploads = form.files.get("images", [])
+            if not uploads:
+                raise HTTPException(422, "Send at least one image, as a file in the part 'images'.")
+            names = self._models(form.fields.get("models", []))
+            top = _top(form.fields.get("top", []))
+            async with self._in_time():
+                decoded = await self._decode(uploads, names)
+        # The files are let go: only the small squares wait.
+        work = [
+            (self.service.classify_lane(name), sizes[self._size(name)]) for sizes in decoded for name in names
+        ]
+        answers = await self._answers(request, work)
+        if all(isinstance(answer, Exception) for answer in answers):
+            raise HTTPException(500, f"{' and '.join(names)} failed; the server's log says why.")
+        told = iter(answers)
+        return schemas.Classified(
+            images=[
+                schemas.ImageAnswer(
+                    name=upload.name, models=[self._answer(name, next(told), top) for name in names]
+                )
+                for upload in uploads
+            ]
+        )
+
+    async def explain(self, request: Request) -> Any:
+        """Show where a model looked in one image, for one class."""
+        async with read_form(request, self.held, max_files=1) as form:
+            _refuse_unknown(form, files=("image",), fields=("model", "target", "method", "answer"))
+            uploads = form.files.get("image", [])
+            if not uploads:
+                raise HTTPException(422, "Send one image, as a file in the part 'image'.")
+            stated = _single(form, "model")
+            if stated is None and len(self.service.models) > 1:
+                raise HTTPException(422, f"Say which model: {', '.join(self.service.models)}.")
+            (name,) = self._models([stated] if stated else list(self.service.models))
+            method = _chosen("method", _single(form, "method"), list(self.service.methods))
+            kind = _chosen("answer", _single(form, "answer"), ["json", "png"])
+            one = self.service.models[name]
+            target = _target(one, _single(form, "target"))
+            async with self._in_time():
+                (decoded,) = await self._decode(uploads, [name])
+        image = decoded[self._size(name)]
+        lane = self.service.explain_lane(name, method)
+        (answer,) = await self._answers(request, [(lane, (image, target))])
+        if isinstance(answer, Exception):
+            raise HTTPException(500, f"{name} failed; the server's log says why.")
+        assert isinstance(answer, Explanation)
+        map_png = images.png(images.heat(answer.map))
+        if kind == "png":
+            return Response(map_png, media_type="image/png")
+        info = one.classes[answer.target]
+        return schemas.Explained(
+            model=name,
+            method=method,
+            target=schemas.Guess(id=info.id, words=info.words, probability=answer.probability),
+            image_png=base64.b64encode(images.png(image)).decode(),
+            map_png=base64.b64encode(map_png).decode(),
+        )
+
+    async def models(self) -> Any:
+        """The models that are served, the methods that explain them, and what a request may hold."""
+        limits = self.service.limits
+        return schemas.Models(
+            models=self.infos,
+            methods=list(self.service.methods),
+            limits=schemas.RequestLimits(
+                max_bytes=limits.max_bytes, max_files=limits.max_files, max_pixels=limits.max_pixels
+            ),
+        )
+
+    async def health(self, response: Response) -> Any:
+        """Whether the server takes work, and how much waits. 503 where it does not."""
+        batcher = self.service.batcher
+        if not batcher.alive:
+            response.status_code = 503
+        return schemas.Health(
+            status="ok" if batcher.alive else "stopping",
+            tinlab=__version__,
+            waiting=batcher.waiting,
+            capacity=batcher.capacity,
+        )
+
+    async def list_samples(
+        self,
+        count: Annotated[int, Query(ge=1, le=48)] = 12,
+        seed: Annotated[int, Query(ge=0, lt=2**31, description="Another seed, another draw.")] = 0,
+    ) -> Any:
+        """Draw some validation images to try. Empty where the server has no pack."""
+        drawn = []
+        for row in self.samples.drawn(count, seed):
+            label = self.samples.label(row)
+            drawn.append(
+                schemas.Sample(
+                    index=row, id=label.id if label else None, words=label.words if label else None
+                )
+            )
+        return schemas.Samples(split=SPLIT, count=len(self.samples), samples=drawn)
+
+    async def sample(self, index: int) -> Any:
+        """One validation image, as PNG: exactly the pixels of the pack."""
+        try:
+            picture = images.png(self.samples.image(index))
+        except IndexError:
+            raise HTTPException(404, f"There is no validation image {index}.") from None
+        return Response(picture, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
+
+    def _size(self, model: str) -> int:
+        return self.service.models[model].run.preprocessing.image_size
+
+    def _models(self, stated: Sequence[str]) -> list[str]:
+        every = self.service.models
+        for name in stated:
+            if name not in every:
+                raise HTTPException(
+                    422, f"There is no model '{clean_name(name)}'; there are {', '.join(every)}."
+                )
+        return list(dict.fromkeys(stated)) or list(every)
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        seconds = self.service.limits.timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise HTTPException(504, f"The answer took more than {seconds:g} seconds.") from None
+
+    async def _decode(self, uploads: Sequence[Upload], models: Iterable[str]) -> list[dict[int, np.ndarray]]:
+        """Each upload in the sizes of the `models`. Raises HTTPException that names the first bad file."""
+        loop = asyncio.get_running_loop()
+        sizes = {self._size(name) for name in models}
+        limit = self.service.limits.max_pixels
+        decoding = [
+            loop.run_in_executor(self.decoders, partial(images.pixels, upload.data, sizes, limit))
+            for upload in uploads
+        ]
+        decoded = await _all(decoding)
+        for upload, found in zip(uploads, decoded, strict=True):
+            if isinstance(found, ImageError):
+                status = 413 if isinstance(found, TooManyPixelsError) else 422
+                raise HTTPException(status, f"{upload.name} cannot be used as an image: {found}.")
+            if isinstance(found, Exception):
+                raise found
+        return decoded
+
+    async def _answers(self, request: Request, work: Iterable[tuple[Hashable, Any]]) -> list[Any]:
+        """The answer, or the exception, to each piece of `work`.
+
+        Work is dropped from the queue where the time is up or the client is gone. Raises HTTPException.
+        """
+        try:
+            jobs = self.service.batcher.submit(work)
+        except BusyError:
+            raise busy() from None
+        except ClosedError:
+            raise _stopping() from None
+        gone = asyncio.create_task(_disconnected(request))
+        waiting = asyncio.ensure_future(_all([asyncio.wrap_future(job.answer) for job in jobs]))
+        try:
+            async with self._in_time():
+                await asyncio.wait({gone, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise ClientDisconnect
+            answers = waiting.result()
+        finally:
+            gone.cancel()
+            self._drop(jobs, waiting)
+        if any(isinstance(answer, ClosedError) for answer in answers):
+            raise _stopping()
+        return answers
+
+    def _drop(self, jobs: Sequence[Job], waiting: asyncio.Future[list[Any]]) -> None:
+        if not waiting.done():
+            self.service.batcher.discard(jobs)
+            waiting.cancel()
+
+    def _answer(self, name: str, answer: Any, top: int) -> schemas.ModelAnswer:
+        if isinstance(answer, Exception):
+            return schemas.ModelAnswer(
+                model=name, guesses=[], error=f"{name} failed; the server's log says why."
+            )
+        guesses = self.service.models[name].guesses(answer, top)
+        return schemas.ModelAnswer(
+            model=name, guesses=[schemas.Guess(**asdict(guess)) for guess in guesses], error=None
+        )
+
+
+def build(
+    service: Service, samples: Samples, *, host: str = "127.0.0.1", allow_hosts: Iterable[str] = ()
+) -> FastAPI:
+    """The application; it starts `service` when it begins and closes it when it ends."""
+    api = Api(service, samples)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, service.start)
+        try:
+            yield
+        finally:
+            await loop.run_in_executor(None, service.close)
+            api.decoders.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(
+        title="tinlab",
+        version=__version__,
+        summary="Classify images with trained networks, and see where they look.",
+        description="Every error is a JSON object with a sentence in `detail`.",
+        # The pages that FastAPI has for these come from a CDN.
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        generate_unique_id_function=_route_name,
+    )
+    app.add_middleware(Guard, host=host, allow_hosts=tuple(allow_hosts))
+    app.add_exception_handler(RequestValidationError, _bad_value)
+    app.add_exception_handler(ClientDisconnect, _nobody)
+    app.add_exception_handler(Exception, _failed)
+
+    refused = problems(400, 421)
+    posted = problems(400, 403, 408, 413, 415, 421, 422, 500, 503, 504)
+    add = app.add_api_route
+    add(
+        "/classify",
+        api.classify,
+        methods=["POST"],
+        response_model=schemas.Classified,
+        responses=posted,
+        openapi_extra=CLASSIFY_BODY,
+        tags=["images"],
+        summary="What is in these images?",
+    )
+    add(
+        "/explain",
+        api.explain,
+        methods=["POST"],
+        response_model=schemas.Explained,
+        responses={**posted, 200: {"content": {"image/png": {}}, "description": "The map."}},
+        openapi_extra=EXPLAIN_BODY,
+        tags=["images"],
+        summary="Where did a model look?",
+    )
+    add(
+        "/models",
+        api.models,
+        response_model=schemas.Models,
+        responses=refused,
+        tags=["server"],
+        summary="Which models are there?",
+    )
+    add(
+        "/health",
+        api.health,
+        response_model=schemas.Health,
+        responses={**refused, 503: {"model": schemas.Health, "description": "It is stopping."}},
+        tags=["server"],
+        summary="Is the server well?",
+    )
+    add(
+        "/samples",
+        api.list_samples,
+        response_model=schemas.Samples,
+        responses={**refused, **problems(422)},
+        tags=["samples"],
+        summary="Which images are there to try?",
+    )
+    add(
+        "/samples/{index}",
+        api.sample,
+        response_class=Response,
+        responses={
+            **refused,
+            200: {"content": {"image/png": {}}, "description": "The image."},
+            404: {"model": schemas.Problem, "description": "There is no such image."},
+            422: {"model": schemas.Problem, "description": "The index is no number."},
+        },
+        tags=["samples"],
+        summary="One of those images",
+    )
+    for path, (file, kind) in PAGE.items():
+        add(path, _static(file, kind), include_in_schema=False)
+    return app
+
+
+def _info(name: str, one: Classifier) -> schemas.ModelInfo:
+    run = one.run
+    result = run.result or {}
+    top1 = result.get("top1_percent") if result.get("split") == SPLIT else None
+    return schemas.ModelInfo(
+        name=name,
+        recipe=run.recipe.name,
+        summary=run.recipe.summary,
+        run=run.path.resolve().name,
+        network=run.recipe.model.name,
+        parameters=sum(p.numel() for p in one.model.parameters()),
+        classes=len(one.classes),
+        image_size=run.preprocessing.image_size,
+        val_top1_percent=top1 if isinstance(top1, int | float) else None,
+    )
+
+
+def _static(file: Path, kind: str) -> Any:
+    async def answer() -> Response:
+        return FileResponse(file, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    return answer
+
+
+def _route_name(route: APIRoute) -> str:
+    return route.name
+
+
+async def _all(futures: Iterable[Any]) -> list[Any]:
+    """The results or exceptions of `futures`, all waited for."""
+    return await asyncio.gather(*futures, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has gone; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refuse_unknown(form: Form, *, files: tuple[str, ...], fields: tuple[str, ...]) -> None:
+    """A misspelt part would otherwise be left out in silence."""
+    for name in form.files:
+        if name not in files:
+            raise HTTPException(422, f"Send files in the part '{files[0]}', not '{clean_name(name)}'.")
+    for name in form.fields:
+        if name in files:
+            raise HTTPException(422, f"The part '{name}' must be a file, with a file name.")
+        if name not in fields:
+            raise HTTPException(
+                422, f"There is no field '{clean_name(name)}'; there are {', '.join(fields)}."
+            )
+
+
+def _single(form: Form, name: str) -> str | None:
+    """The value of field `name`; None where it is left out or empty."""
+    values = form.fields.get(name, [])
+    if len(values) > 1:
+        raise HTTPException(422, f"The field '{name}' is given {len(values)} times.")
+    return values[0] or None if values else None
+
+
+def _top(values: Sequence[str]) -> int:
+    if not values:
+        return 5
+    if len(values) == 1 and values[0].isascii() and values[0].isdecimal() and 1 <= int(values[0]) <= MAX_TOP:
+        return int(values[0])
+    raise HTTPException(422, f"The field 'top' must be one whole number from 1 to {MAX_TOP}.")
+
+
+def _chosen(field: str, value: str | None, choices: Sequence[str]) -> str:
+    if value is None:
+        return choices[0]
+    if value not in choices:
+        raise HTTPException(
+            422, f"There is no {field} '{clean_name(value)}'; there are {', '.join(choices)}."
+        )
+    return value
+
+
+def _target(one: Classifier, id: str | None) -> int | None:
+    if id is None:
+        return None
+    for number, info in enumerate(one.classes):
+        if info.id == id:
+            return number
+    raise HTTPException(422, f"This model knows no class of the id '{clean_name(id)}'.")
+
+
+def _stopping() -> HTTPException:
+    return HTTPException(503, "The server is stopping.", headers={"Retry-After": "10"})
+
+
+async def _bad_value(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    return JSONResponse({"detail": f"{fault['loc'][-1]}: {fault['msg']}."}, 422)
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse(
+        {"detail": "Something is wrong in the server; its log says what."}, 500, SECURITY_HEADERS
+    )
