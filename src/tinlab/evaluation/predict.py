@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tinlab.augment.policy import Policy
 from tinlab.compute import autocast
 from tinlab.data.pack import Split
 from tinlab.errors import TinlabError
+from tinlab.evaluation import tta as test_time
 from tinlab.files import write_atomically
 from tinlab.recipe import Compute
 from tinlab.runs import Preprocessing
@@ -22,12 +24,16 @@ from tinlab.runs import Preprocessing
 BATCH_SIZE = 250
 """Images a forward pass; it divides Tiny ImageNet's 10,000, so that no shape is met only once."""
 
+Progress = Callable[[int, int], None]
+"""Told (images done, images in all)."""
+
 
 @dataclass(frozen=True)
 class Predictions:
     """`logits` float32 (N, C), `labels` int64 (N,) with -1 where unknown, `indices` int64 (N,).
 
-    `indices` are rows of the split. `about` says, in strings, what was predicted: split, pack_digest, step.
+    `indices` are rows of the split. `about` says, in strings, what was predicted: split, pack_digest, step,
+    and tta, where views of each image were averaged; `logits` are then the logs of the mean probabilities.
     """
 
     logits: np.ndarray
@@ -65,20 +71,54 @@ def predict_split(
     compute: Compute,
     device: torch.device,
     about: dict[str, str] | None = None,
+    *,
+    tta: str | None = None,
+    progress: Progress | None = None,
 ) -> Predictions:
-    """The logits of every image of `split`, in its order, with `model` in evaluation mode (it stays so)."""
-    logits = []
-    with torch.inference_mode():
-        model.eval()
-        for start in range(0, len(split), BATCH_SIZE):
-            images = torch.from_numpy(np.array(split.images[start : start + BATCH_SIZE]))
-            logits.append(forward(model, preprocessing, images.to(device), compute).cpu().numpy())
+    """The logits of every image of `split`, in its order, with `model` in evaluation mode (it stays so).
+
+    `tta` averages the probabilities over the views that `tinlab.evaluation.tta` has under this name.
+    """
+    model.eval()
+
+    def classify(images: Tensor) -> Tensor:
+        return forward(model, preprocessing, images, compute)
+
+    def of_batch(images: Tensor, _: Tensor) -> Tensor:
+        return classify(images) if tta is None else test_time.averaged(classify, images, tta)
+
+    about = {"split": split.name, "pack_digest": split.pack.digest, **(about or {})}
     return Predictions(
-        logits=np.concatenate(logits) if logits else np.empty((0, 0), np.float32),
+        logits=logits_of(of_batch, split, device, progress=progress),
         labels=np.array(split.labels),
         indices=np.arange(len(split)),
-        about={"split": split.name, "pack_digest": split.pack.digest, **(about or {})},
+        about=about if tta is None else {**about, "tta": tta},
     )
+
+
+def logits_of(
+    classify: Callable[[Tensor, Tensor], Tensor],
+    split: Split,
+    device: torch.device,
+    *,
+    rows: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """What `classify` makes of the images of `split`: float32 (N, C).
+
+    It is given images, uint8 (B, H, W, 3) on `device`, and their rows, int64 (B,). `rows`, rising, chooses
+    some of them; None: all.
+    """
+    rows = np.arange(len(split)) if rows is None else rows
+    logits = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), BATCH_SIZE):
+            some = rows[start : start + BATCH_SIZE]
+            images = torch.from_numpy(np.array(split.images[some])).to(device)
+            logits.append(classify(images, torch.from_numpy(some).to(device)).cpu().numpy())
+            if progress is not None:
+                progress(start + len(some), len(rows))
+    return np.concatenate(logits) if logits else np.empty((0, 0), np.float32)
 
 
 def forward(model: nn.Module, preprocessing: Preprocessing, images: Tensor, compute: Compute) -> Tensor:
