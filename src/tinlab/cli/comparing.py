@@ -47,7 +47,7 @@ def compare(
 
 
 def _show(found: Comparison) -> None:
-    letters = [_letter(place) for place in range(len(found.members))]
+    letters = [member.letter for member in found.members]
     terminal.show_table(
         ("", f"run, on {found.images:,} images of {found.split}", "top-1", "", "top-5", "loss"),
         [
@@ -113,14 +113,8 @@ def _show(found: Comparison) -> None:
     )
 
 
-def _letter(place: int) -> str:
-    """A, B, …, Z, A2, B2, …"""
-    turn, letter = divmod(place, 26)
-    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[letter] + (str(turn + 1) if turn else "")
-
-
 def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}" if value >= 1e-99 else "< 1e-99"
 
 
 def _r(value: float | None) -> str:

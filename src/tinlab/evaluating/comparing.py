@@ -31,8 +31,10 @@ Watch = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Member:
-    """One of the compared runs. `name` is the run folder's name, or its path where two have the same name."""
+    """One of the compared runs. `letter` stands for it in tables and pictures; `name` is the run folder's
+    name, or its path where two have the same name."""
 
+    letter: str
     name: str
     run: str
     recipe: str
@@ -43,6 +45,7 @@ class Member:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return {
+            "letter": self.letter,
             "name": self.name,
             "run": self.run,
             "recipe": self.recipe,
@@ -126,6 +129,7 @@ def compare(
         images=len(first.labels),
         members=tuple(
             Member(
+                letter=_letter(place),
                 name=name,
                 run=str(run.path),
                 recipe=run.recipe.name,
@@ -133,7 +137,7 @@ def compare(
                 scores=scores(of),
                 notes=notes(run, split),
             )
-            for run, name, of in zip(opened, names, judged, strict=True)
+            for place, (run, name, of) in enumerate(zip(opened, names, judged, strict=True))
         ),
         pairs=tuple(
             (a, b, pair(judged[a], judged[b], first.indices)) for a, b in combinations(range(len(opened)), 2)
@@ -147,9 +151,9 @@ def compare(
 def disagreements(comparison: Comparison, pack: Pack, *, each: int = 8, scale: int = 2) -> Image.Image:
     """A picture of images that only one of two runs gets right: a row for either side of each pair.
 
-    Beneath each image stand its class and what the other run took it for. The images are spread evenly over
-    all there are. Raises TinlabError where `pack` is not the one that was measured, or there is no such
-    image.
+    Beneath each image stand its class, which one run found, and what the other took it for. The images are
+    spread evenly over all there are. Raises TinlabError where `pack` is not the one that was measured, or
+    there is no such image.
     """
     from tinlab.data.grid import grid
 
@@ -167,18 +171,26 @@ def disagreements(comparison: Comparison, pack: Pack, *, each: int = 8, scale: i
             chosen = [
                 rows[i] for i in np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)
             ]
-            for n, index in enumerate(chosen):
+            finder, other = comparison.members[right].letter, comparison.members[wrong].letter
+            for index in chosen:
                 row = place[index]
+                true = words[comparison.judged[right].labels[row]]
                 taken = words[comparison.judged[wrong].predicted[row]]
-                who = f"only {comparison.members[right].name}: " if n == 0 else ""
                 tiles.append(np.asarray(images[index]))
-                captions.append(f"{who}{words[comparison.judged[right].labels[row]]}, not {taken}")
+                captions.append(f"{finder}: {true}; {other}: {taken}")
             tiles += [blank] * (each - len(chosen))
             captions += [""] * (each - len(chosen))
     if not tiles:
         raise TinlabError("the runs are right on the very same images, so there is nothing to picture")
-    title = f"{comparison.split}: images that only one of two gets right"
+    names = " · ".join(f"{member.letter} {member.name}" for member in comparison.members)
+    title = f"{comparison.split}, right by only one of two · {names}"
     return grid(np.stack(tiles), captions, columns=each, scale=scale, title=title, caption_lines=5)
+
+
+def _letter(place: int) -> str:
+    """A, B, …, Z, A2, B2, …"""
+    turn, letter = divmod(place, 26)
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[letter] + (str(turn + 1) if turn else "")
 
 
 def _refuse_twice(opened: Sequence[Run]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from tinlab import runs
 from tinlab.data.pack import BOTH, Pack
 from tinlab.errors import TinlabError
-from tinlab.evaluating.robustness import Robustness, robustness, saved_robustness
+from tinlab.evaluating.corrupted import Robustness, robustness, saved_robustness
 from tinlab.evaluating.saved import measured, predictions_of, saved_predictions
 from tinlab.evaluation.calibration import Calibration, TemperatureScaling, calibrated, temperature_scaling
 from tinlab.evaluation.classes import ClassAccuracy, ConfusedPair, class_accuracies, confused_pairs

@@ -2,7 +2,7 @@
 
     RUN/predictions/val.safetensors          the logits on val
     RUN/predictions/flip/val.safetensors     with test-time augmentation of this name
-    RUN/predictions/corruptions/val.json     see tinlab.evaluating.robustness
+    RUN/predictions/corruptions/val.json     see tinlab.evaluating.corrupted
 
 Of a pack that is not the run's own, the file's name also has the pack's digest.
 """

@@ -152,7 +152,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     limits = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
     found = minimize_scalar(loss, bounds=limits, method="bounded", options={"xatol": 1e-4})
-    return math.exp(float(found.x))
+    # The search stops short of the limits, and where the loss falls to the end that is where it is least.
+    ends = [(loss(math.log(limit)), limit) for limit in (LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)]
+    least, limit = min(ends)
+    return limit if least <= found.fun else math.exp(float(found.x))
 
 
 def temperature_scaling(
@@ -171,10 +174,9 @@ def temperature_scaling(
     network is right too often, and the temperature comes out too low.
     """
     temperature = fit_temperature(fitted_logits, fitted_labels)
-    at_limit = not 1.01 * LOWEST_TEMPERATURE < temperature < HIGHEST_TEMPERATURE / 1.01
     return TemperatureScaling(
         temperature=temperature,
-        at_limit=at_limit,
+        at_limit=temperature in (LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE),
         fitted_on=fitted_on,
         fitted_images=len(fitted_labels),
         measured_on=measured_on,

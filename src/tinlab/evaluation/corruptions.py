@@ -103,8 +103,8 @@ def _gaussian_noise(x: Tensor, level: Level, chance: Chance) -> Tensor:
 
 
 def _shot_noise(x: Tensor, level: Level, chance: Chance) -> Tensor:
-    """Photons counted: Poisson by Cornish and Fisher's expansion of its quantile, which has its mean,
-    variance and skewness, and needs only a normal number."""
+    """Photons counted: Poisson by Cornish and Fisher's expansion of its quantile, which needs only a normal
+    number. Its mean is 3% too high at one photon, and within 1% from four."""
     photons, z = x * level[0], chance.normal("noise", *x.shape[1:])
     counted = photons + photons.sqrt() * z + (z.square() - 1) / 6
     # Where no light falls no photon is counted.
@@ -193,10 +193,8 @@ def _fog(x: Tensor, level: Level, chance: Chance) -> Tensor:
 
 
 def _brightness(x: Tensor, level: Level, chance: Chance) -> Tensor:
-    """The value of hue, saturation and value raised: bright colours are washed out by the clamping."""
-    value = x.amax(1, keepdim=True)
-    brighter = (value + level[0]).clamp(max=1)
-    return torch.where(value > 0, x * (brighter / value.clamp(min=1e-6)), brighter)
+    """The same light added to every colour: what was bright is washed out by the clamping."""
+    return x + level[0]
 
 
 # Digital
@@ -222,8 +220,8 @@ def _elastic(x: Tensor, level: Level, chance: Chance) -> Tensor:
 
 
 def _pixelate(x: Tensor, level: Level, chance: Chance) -> Tensor:
-    height, width = (max(1, round(level[0] * length)) for length in x.shape[2:])
-    small = F.interpolate(x, size=(height, width), mode="area")
+    rows, columns = (_shares(length, max(1, round(level[0] * length)), x.device) for length in x.shape[2:])
+    small = rows @ x @ columns.T
     return F.interpolate(small, size=x.shape[2:], mode="nearest-exact")
 
 
@@ -273,7 +271,7 @@ def _filtered(x: Tensor, kernels: Tensor) -> Tensor:
     reach = min(side // 2, height - 1, width - 1)
     cut = side // 2 - reach
     kernels = kernels[:, cut : side - cut, cut : side - cut]
-    padded = F.pad(x, (reach,) * 4, mode="reflect").view(1, batch * channels, height + 2 * reach, -1)
+    padded = F.pad(x, (reach,) * 4, mode="reflect").reshape(1, batch * channels, height + 2 * reach, -1)
     weights = kernels.repeat_interleave(channels, 0)[:, None]  # (B * C, 1, k, k)
     return F.conv2d(padded, weights, groups=batch * channels).view(x.shape)
 
@@ -299,6 +297,14 @@ def _lines(length: float, angle: Tensor) -> Tensor:
     return kernel / kernel.sum((1, 2), keepdim=True)
 
 
+def _shares(length: int, cells: int, device: torch.device) -> Tensor:
+    """What each pixel of an axis gives to each of fewer, wider cells: (cells, length); rows sum to 1."""
+    edges = torch.arange(cells + 1, device=device, dtype=torch.float32) * (length / cells)
+    pixels = torch.arange(length, device=device, dtype=torch.float32)
+    end, start = torch.minimum(edges[1:, None], pixels + 1), torch.maximum(edges[:-1, None], pixels)
+    return (end - start).clamp(min=0) * (cells / length)
+
+
 def _enlarging(length: int, zoom: float, device: torch.device) -> Tensor:
     """What each input pixel gives to each pixel of an axis enlarged about its middle: (length, length)."""
     pixels = torch.arange(length, device=device, dtype=torch.float32)
@@ -318,7 +324,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         "noise", "share of values", ((0.01,), (0.03,), (0.06,), (0.1,), (0.16,)), _impulse_noise
     ),
     "defocus_blur": Corruption(
-        "blur", "radius in pixels", ((0.2,), (0.5,), (0.9,), (1.4,), (2.0,)), _defocus_blur
+        "blur", "radius in pixels", ((0.2,), (0.4,), (0.7,), (1.1,), (1.6,)), _defocus_blur
     ),
     "glass_blur": Corruption(
         "blur",
@@ -327,7 +333,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         _glass_blur,
     ),
     "motion_blur": Corruption(
-        "blur", "length in pixels", ((2.2,), (3.5,), (5.0,), (7.0,), (9.0,)), _motion_blur
+        "blur", "length in pixels", ((1.2,), (2.2,), (3.5,), (5.0,), (7.0,)), _motion_blur
     ),
     "zoom_blur": Corruption(
         "blur", "largest enlargement", ((1.06,), (1.11,), (1.16,), (1.22,), (1.3,)), _zoom_blur
@@ -339,22 +345,22 @@ CORRUPTIONS: dict[str, Corruption] = {
         _snow,
     ),
     "frost": Corruption(
-        "weather", "how much is covered", ((0.2,), (0.32,), (0.45,), (0.58,), (0.72,)), _frost
+        "weather", "how much is covered", ((0.14,), (0.26,), (0.4,), (0.54,), (0.7,)), _frost
     ),
     "fog": Corruption(
-        "weather", "light of the thickest fog, of 0..1", ((0.35,), (0.6,), (0.9,), (1.3,), (1.9,)), _fog
+        "weather", "light of the thickest fog, of 0..1", ((0.2,), (0.4,), (0.7,), (1.1,), (1.7,)), _fog
     ),
     "brightness": Corruption(
-        "weather", "added to the value, of 0..1", ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,)), _brightness
+        "weather", "light added, of 0..1", ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,)), _brightness
     ),
     "contrast": Corruption(
-        "digital", "contrast that is left", ((0.6,), (0.45,), (0.32,), (0.23,), (0.16,)), _contrast
+        "digital", "contrast that is left", ((0.75,), (0.55,), (0.4,), (0.28,), (0.18,)), _contrast
     ),
     "elastic": Corruption(
         "digital", "deviation of the places in pixels", ((0.7,), (1.1,), (1.5,), (2.0,), (2.6,)), _elastic
     ),
     "pixelate": Corruption(
-        "digital", "side that is left", ((0.8,), (0.65,), (0.5,), (0.4,), (0.32,)), _pixelate
+        "digital", "side that is left", ((0.9,), (0.75,), (0.6,), (0.45,), (0.32,)), _pixelate
     ),
     "jpeg": Corruption("digital", "quality, of 100", ((50,), (30,), (20,), (14,), (10,)), _jpeg),
 }
