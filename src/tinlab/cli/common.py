@@ -30,6 +30,10 @@ DataOption = Annotated[
         "--data", metavar="PATH", help="A pack or a data set. Default: $TINLAB_DATA, then the cache."
     ),
 ]
+OtherDataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="PATH", help="A pack or a data set. Default: the pack trained on."),
+]
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where run folders are.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]

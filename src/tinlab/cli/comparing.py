@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, Device, app, bars, between, save_picture
+from tinlab.cli.common import AsJson, Device, OtherDataOption, app, bars, between, save_picture
 
 if TYPE_CHECKING:
     from tinlab.evaluating import Comparison
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Two or more run folders.")],
     split: Annotated[str, typer.Option(help="Which labelled split.")] = "val",
-    data: DataOption = None,
+    data: OtherDataOption = None,
     device: Device = "auto",
     out: Annotated[
         Path | None,

@@ -13,6 +13,7 @@ from tinlab.cli.common import (
     AsJson,
     DataOption,
     Device,
+    OtherDataOption,
     Out,
     RunArgument,
     app,
@@ -26,7 +27,8 @@ from tinlab.errors import TinlabError
 if TYPE_CHECKING:
     from tinlab.evaluating import Evaluation, Robustness
 
-TTA_WORDS = {"flip": "mirrored too (mean of 2)", "shift": "and moved by 2 pixels (mean of 10)"}
+TTA_WORDS = {"flip": "flip, mean of 2", "shift": "flip and shift, mean of 10"}
+"""What heads the column of a test-time augmentation."""
 
 
 @app.command()
@@ -49,7 +51,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="PNG", help="For --corruptions: a picture of what they do to two images."),
     ] = None,
-    data: DataOption = None,
+    data: OtherDataOption = None,
     device: Device = "auto",
     classes: Annotated[bool, typer.Option("--classes", help="List every class.")] = False,
     json: AsJson = False,
@@ -94,53 +96,48 @@ def evaluate(
 
 
 def _show_scores(found: Evaluation) -> None:
-    rows = [("as it is", found.scores)]
-    rows += [(TTA_WORDS.get(name, name), of) for name, of in found.tta.items()]
+    columns = {"as it is": found.scores}
+    columns |= {TTA_WORDS.get(name, name): of for name, of in found.tta.items()}
     terminal.show_table(
-        (f"{found.split}, {found.scores.images:,} images", "top-1", "", "top-5", "", "loss", ""),
+        ("", *columns),
         [
-            (
-                what,
-                f"{of.top1_percent:.2f}%",
-                between(of.top1_interval_percent, 2),
-                f"{of.top5_percent:.2f}%",
-                between(of.top5_interval_percent, 2),
-                f"{of.loss:.4f}",
-                between(of.loss_interval, 4),
-            )
-            for what, of in rows
+            ("top-1 %", *(_with(of.top1_percent, of.top1_interval_percent, 2) for of in columns.values())),
+            ("top-5 %", *(_with(of.top5_percent, of.top5_interval_percent, 2) for of in columns.values())),
+            ("loss", *(_with(of.loss, of.loss_interval, 3) for of in columns.values())),
         ],
-        right=("top-1", "top-5", "loss"),
+        title=f"{found.split}, {found.scores.images:,} images, with 95% bootstrap intervals over images",
     )
-    print("in brackets: 95% bootstrap intervals over images")
     for note in found.notes:
         print(f"note: {note}")
+
+
+def _with(value: float, interval: tuple[float, float], digits: int) -> str:
+    return f"{value:.{digits}f} {between(interval, digits)}"
 
 
 def _show_calibration(found: Evaluation) -> None:
     print()
     fitted = found.temperature
-    rows = [("as it is", found.calibration)]
+    columns = {"as it is": found.calibration}
     if fitted is not None:
-        limit = ", the limit" if fitted.at_limit else ""
-        rows.append((f"logits / {fitted.temperature:.3f}{limit}", fitted.after))
+        columns[f"logits / {fitted.temperature:.3f}"] = fitted.after
+    shown = columns.values()
     terminal.show_table(
-        ("calibration", "mean confidence", "error (ECE)", "error, equal bins", "Brier", "loss"),
+        ("calibration", *columns),
         [
-            (
-                what,
-                f"{of.mean_confidence_percent:.2f}%",
-                f"{of.error_percent:.2f}%",
-                f"{of.adaptive_error_percent:.2f}%",
-                f"{of.brier:.4f}",
-                f"{of.loss:.4f}",
-            )
-            for what, of in rows
+            ("mean confidence %", *(f"{of.mean_confidence_percent:.2f}" for of in shown)),
+            ("top-1 %", *(f"{of.top1_percent:.2f}" for of in shown)),
+            ("calibration error (ECE) %", *(f"{of.error_percent:.2f}" for of in shown)),
+            ("with bins of equal mass %", *(f"{of.adaptive_error_percent:.2f}" for of in shown)),
+            ("Brier score, 0 to 2", *(f"{of.brier:.4f}" for of in shown)),
+            ("loss", *(f"{of.loss:.4f}" for of in shown)),
         ],
-        right=("mean confidence", "error (ECE)", "error, equal bins", "Brier", "loss"),
+        right=tuple(columns),
     )
     if fitted is not None:
         print(f"temperature fitted on the {fitted.fitted_images:,} images of {fitted.fitted_on}")
+        if fitted.at_limit:
+            print("it is the end of the range that was searched: the loss still fell there")
     elif found.temperature_note is not None:
         print(found.temperature_note)
 

@@ -205,7 +205,7 @@ def _same_ground(first: Run, other: Run, pack: Pack | None) -> None:
     if pack is None and other.pack_digest != first.pack_digest:
         raise TinlabError(
             f"{other.path} was trained on another pack than {first.path} ({other.pack_digest[:12]}, not "
-            f"{first.pack_digest[:12]}), so that they have no images in common; name one with --data"
+            f"{first.pack_digest[:12]}); name one with --data to measure both on it"
         )
     if [c.id for c in other.classes] != [c.id for c in first.classes]:
         raise TinlabError(f"{other.path} has other classes than {first.path}, so they cannot be compared")

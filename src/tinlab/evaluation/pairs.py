@@ -23,6 +23,8 @@ class Pair:
     Shares are of all images: `same_answer_percent` counts the same predicted class, right or wrong.
     `error_correlation_images` is Pearson's correlation of being wrong, image by image (phi);
     `error_correlation_classes` that of the classes' error rates. Each is None where one side never varies.
+    Shcherbina reports "Pearson correlation" of "validation error rates across the models" (0.732), which may
+    mean either.
 
     `only_first` and `only_second` are rows of the split that only this one gets right, in their order.
     """
