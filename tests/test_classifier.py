@@ -31,7 +31,7 @@ def test_it_predicts_what_was_measured(classifier, run, shapes_pack):
     right = [
         guess[0].id == classifier.classes[label].id for guess, label in zip(guesses, val.labels, strict=True)
     ]
-    assert 100 * np.mean(right) == pytest.approx(evaluate(run.path).top1_percent)
+    assert 100 * np.mean(right) == pytest.approx(evaluate(run.path).metrics.top1_percent)
 
 
 def test_guesses_are_ordered_and_have_words(classifier, shapes_pack):

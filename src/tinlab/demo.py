@@ -71,6 +71,6 @@ def demo(
     run = loop.train(
         recipe, pack, out, seed=seed, device=device, watch=watch, started=lambda run: say(f"run: {run.path}")
     )
-    metrics = evaluate(run.path, pack=pack, device=device)
+    metrics = evaluate(run.path, pack=pack, device=device).metrics
     report = write_report(run.path, pack=pack)
     return Demo(pack, run, metrics, report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +30,10 @@ DataOption = Annotated[
         "--data", metavar="PATH", help="A pack or a data set. Default: $TINLAB_DATA, then the cache."
     ),
 ]
+OtherDataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="PATH", help="A pack or a data set. Default: the pack trained on."),
+]
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where run folders are.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -43,16 +49,43 @@ def _tinlab(version: Annotated[bool, typer.Option("--version", help="Print the v
 
 def write_picture(picture: Any, out: Path, json: bool) -> None:
     """Write a PIL image to `out`, and say where it is."""
+    save_picture(picture, out)
+    if json:
+        terminal.show_json({"picture": str(out.resolve()), "width": picture.width, "height": picture.height})
+    else:
+        print(f"picture: {out.resolve()}")
+
+
+def save_picture(picture: Any, out: Path) -> None:
+    """Write a PIL image to `out`, as PNG."""
     from tinlab.files import write_atomically
 
     try:
         write_atomically(out, lambda path: picture.save(path, format="PNG"))
     except OSError as error:
         raise TinlabError(f"{out} cannot be written: {error.strerror or error}") from error
-    if json:
-        terminal.show_json({"picture": str(out.resolve()), "width": picture.width, "height": picture.height})
-    else:
-        print(f"picture: {out.resolve()}")
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars for work that counts (what, images done, images in all): a new one for each `what`."""
+    with ExitStack() as stack:
+        shown: dict[str, Callable[[int, int | None], None]] = {}
+
+        def watch(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                stack.pop_all().close()
+                shown.clear()
+                shown[what] = stack.enter_context(terminal.counting(what))
+            shown[what](done, total)
+
+        yield watch
+
+
+def between(interval: tuple[float, float], digits: int) -> str:
+    """An interval, in brackets."""
+    low, high = interval
+    return f"({low:.{digits}f} to {high:.{digits}f})"
 
 
 def show_metrics(measured: Any, split: str) -> None:

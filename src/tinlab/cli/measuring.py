@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,51 +13,205 @@ from tinlab.cli.common import (
     AsJson,
     DataOption,
     Device,
+    OtherDataOption,
     Out,
     RunArgument,
     app,
+    bars,
+    between,
     results_commands,
-    show_metrics,
+    save_picture,
 )
 from tinlab.errors import TinlabError
+
+if TYPE_CHECKING:
+    from tinlab.evaluating import Evaluation, Robustness
+
+TTA_WORDS = {"flip": "flip, mean of 2", "shift": "flip and shift, mean of 10"}
+"""What heads the column of a test-time augmentation."""
 
 
 @app.command()
 def evaluate(
     run: RunArgument,
     split: Annotated[str, typer.Option(help="Which labelled split.")] = "val",
-    data: DataOption = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Also average over the mirror image, and over shifts by 2 pixels.")
+    ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Also fit a temperature on tune, where that was held out.")
+    ] = False,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Also measure under 15 corruptions in 5 strengths.")
+    ] = False,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="For --corruptions: so many images, as many of every class.")
+    ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="For --corruptions: a picture of what they do to two images."),
+    ] = None,
+    data: OtherDataOption = None,
     device: Device = "auto",
     classes: Annotated[bool, typer.Option("--classes", help="List every class.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Measure a run: logits are saved once, and read after that."""
+    """Measure a run: logits are saved once, and read after that. What an option added stays."""
+    from tinlab.data.pack import Pack
     from tinlab.data.places import open_data
     from tinlab.evaluating import evaluate as measure_run
+    from tinlab.evaluation.corruption_gallery import corruption_gallery
     from tinlab.runs import open_run
 
+    for name, given in (("--images", images), ("--gallery", gallery)):
+        if given is not None and not corruptions:
+            raise TinlabError(f"{name} goes with --corruptions")
     opened = open_run(run)
-    measured = measure_run(run, split=split, pack=open_data(data) if data else None, device=device)
-    per_class = sorted(
-        (
-            (accuracy, c.id, c.words)
-            for c, accuracy in zip(opened.classes, measured.per_class_percent, strict=True)
-            if accuracy is not None
-        ),
-        key=lambda row: (-row[0], row[2]),
-    )
+    pack = open_data(data) if data else None
+    with bars() as watch:
+        found = measure_run(
+            run,
+            split=split,
+            pack=pack,
+            device=device,
+            tta=tta or None,
+            calibrate=calibrate or None,
+            corruptions=corruptions or None,
+            images=images,
+            watch=watch,
+        )
+    if gallery is not None:
+        picture = corruption_gallery(pack or Pack.open(opened.pack), split=split)
+        save_picture(picture, gallery)
     if json:
-        found = {"run": str(run), "split": split, **measured.to_json()}
-        found["classes_by_accuracy"] = [
-            {"id": id, "words": words, "top1_percent": accuracy} for accuracy, id, words in per_class
-        ]
-        terminal.show_json(found)
+        terminal.show_json(found.to_json() | ({"gallery": str(gallery.resolve())} if gallery else {}))
         return
-    show_metrics(measured, split)
-    best, worst = per_class[:5], per_class[-5:]
-    shown = per_class if classes or len(per_class) <= 10 else [*best, ("…", "", ""), *worst]
-    rows = [(f"{a:.0f}%" if isinstance(a, float) else a, words) for a, _, words in shown]
-    terminal.show_table(("top-1", "class"), rows, right=("top-1",))
+    _show_scores(found)
+    _show_calibration(found)
+    _show_classes(found, every=classes)
+    if found.robustness is not None:
+        _show_robustness(found.robustness)
+    if gallery is not None:
+        print(f"gallery: {gallery.resolve()}")
+
+
+def _show_scores(found: Evaluation) -> None:
+    columns = {"as it is": found.scores}
+    columns |= {TTA_WORDS.get(name, name): of for name, of in found.tta.items()}
+    terminal.show_table(
+        ("", *columns),
+        [
+            ("top-1 %", *(_with(of.top1_percent, of.top1_interval_percent, 2) for of in columns.values())),
+            ("top-5 %", *(_with(of.top5_percent, of.top5_interval_percent, 2) for of in columns.values())),
+            ("loss", *(_with(of.loss, of.loss_interval, 3) for of in columns.values())),
+        ],
+        title=f"{found.split}, {found.scores.images:,} images, with 95% bootstrap intervals over images",
+    )
+    for note in found.notes:
+        print(f"note: {note}")
+
+
+def _with(value: float, interval: tuple[float, float], digits: int) -> str:
+    return f"{value:.{digits}f} {between(interval, digits)}"
+
+
+def _show_calibration(found: Evaluation) -> None:
+    print()
+    fitted = found.temperature
+    columns = {"as it is": found.calibration}
+    if fitted is not None:
+        columns[f"logits / {fitted.temperature:.3f}"] = fitted.after
+    shown = columns.values()
+    terminal.show_table(
+        ("calibration", *columns),
+        [
+            ("mean confidence %", *(f"{of.mean_confidence_percent:.2f}" for of in shown)),
+            ("top-1 %", *(f"{of.top1_percent:.2f}" for of in shown)),
+            ("calibration error (ECE) %", *(f"{of.error_percent:.2f}" for of in shown)),
+            ("with bins of equal mass %", *(f"{of.adaptive_error_percent:.2f}" for of in shown)),
+            ("Brier score, 0 to 2", *(f"{of.brier:.4f}" for of in shown)),
+            ("loss", *(f"{of.loss:.4f}" for of in shown)),
+        ],
+        right=tuple(columns),
+    )
+    if fitted is not None:
+        print(f"temperature fitted on the {fitted.fitted_images:,} images of {fitted.fitted_on}")
+        if fitted.at_limit:
+            print("it is the end of the range that was searched: the loss still fell there")
+    elif found.temperature_note is not None:
+        print(found.temperature_note)
+
+
+def _show_classes(found: Evaluation, *, every: bool) -> None:
+    from tinlab.evaluation.classes import short_names
+    from tinlab.runs import open_run
+
+    print()
+    names = short_names(open_run(found.run).classes)
+    best, worst = found.classes[:5], found.classes[-5:]
+    if every or len(found.classes) <= 10:
+        best, worst = found.classes, ()
+    rows = [
+        (
+            f"{row.top1_percent:.0f}%",
+            names[row.label],
+            "" if row.taken_for is None else f"{names[row.taken_for]} ({row.taken_images} of {row.images})",
+        )
+        for row in (*best, *worst)
+    ]
+    if worst:
+        rows.insert(len(best), ("…", "", ""))
+    terminal.show_table(("top-1", "class", "most often taken for"), rows, right=("top-1",))
+    if not found.confusions:
+        return
+    print()
+    # The other direction of a pair stands in its row, and needs none of its own.
+    order = {(row.true, row.predicted): place for place, row in enumerate(found.confusions)}
+    shown = [
+        row
+        for place, row in enumerate(found.confusions)
+        if order.get((row.predicted, row.true), place) >= place
+    ]
+    terminal.show_table(
+        ("most confused: true", "taken for", "images", "the other way"),
+        [
+            (
+                names[row.true],
+                names[row.predicted],
+                f"{row.images} of {row.of_images}",
+                f"{row.images_back} of {row.of_images_back}",
+            )
+            for row in shown[:10]
+        ],
+        right=("images", "the other way"),
+    )
+
+
+def _show_robustness(found: Robustness) -> None:
+    print()
+    columns = ("group", "corruption", "1", "2", "3", "4", "5", "mean")
+    rows: list[tuple[str, ...]] = []
+    for row in found.corruptions:
+        first = not rows or all(row.group != seen[0] for seen in rows)
+        strengths = (f"{value:.1f}" for value in row.top1_percent)
+        rows.append(
+            (
+                row.group if first else "",
+                row.name.replace("_", " "),
+                *strengths,
+                f"{row.mean_top1_percent:.1f}",
+            )
+        )
+    title = f"top-1 in percent of {found.images:,} images of {found.split}, corrupted, by strength"
+    terminal.show_table(columns, rows, right=columns[2:], title=title)
+    print("means: " + ", ".join(f"{name} {value:.1f}%" for name, value in found.group_top1_percent.items()))
+    print(
+        f"mean corruption accuracy {found.mean_top1_percent:.2f}% "
+        f"{between(found.mean_top1_interval_percent, 2)}, "
+        f"{found.drop_points:.2f} points {between(found.drop_interval_points, 2)} below the "
+        f"{found.clean_top1_percent:.2f}% of the same images as they are"
+    )
+    print("strengths are tinlab's own, for small images: not to be compared with ImageNet-C")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tinlab.augment.policy import Policy
 from tinlab.compute import autocast
 from tinlab.data.pack import Split
 from tinlab.errors import TinlabError
+from tinlab.evaluation import tta as test_time
 from tinlab.files import write_atomically
 from tinlab.ranks import ALONE, Ranks
 from tinlab.recipe import Compute
@@ -23,12 +25,16 @@ from tinlab.runs import Preprocessing
 BATCH_SIZE = 250
 """Images a forward pass; it divides Tiny ImageNet's 10,000, so that no shape is met only once."""
 
+Progress = Callable[[int, int], None]
+"""Told (images done, images in all)."""
+
 
 @dataclass(frozen=True)
 class Predictions:
     """`logits` float32 (N, C), `labels` int64 (N,) with -1 where unknown, `indices` int64 (N,).
 
-    `indices` are rows of the split. `about` says, in strings, what was predicted: split, pack_digest, step.
+    `indices` are rows of the split. `about` says, in strings, what was predicted: split, pack_digest, step,
+    and tta, where views of each image were averaged; `logits` are then the logs of the mean probabilities.
     """
 
     logits: np.ndarray
@@ -66,34 +72,67 @@ def predict_split(
     compute: Compute,
     device: torch.device,
     about: dict[str, str] | None = None,
+    *,
+    tta: str | None = None,
+    progress: Progress | None = None,
     ranks: Ranks = ALONE,
 ) -> Predictions:
     """The logits of every image of `split`, in its order, with `model` in evaluation mode (it stays so).
 
-    Ranks share the batches, none is padded, and all get all logits.
+    `tta` averages the probabilities over the views that `tinlab.evaluation.tta` has under this name. Ranks
+    share the work, and all get all logits.
     """
-    logits = np.empty((0, 0), np.float32)
-    with torch.inference_mode():
-        model.eval()
-        for start in range(0, len(split), BATCH_SIZE):
-            if start // BATCH_SIZE % ranks.count != ranks.rank:
-                continue
-            images = torch.from_numpy(np.array(split.images[start : start + BATCH_SIZE]))
-            found = forward(model, preprocessing, images.to(device), compute).cpu().numpy()
-            if not logits.size:
-                logits = np.zeros((len(split), found.shape[1]), np.float32)
-            logits[start : start + len(found)] = found
-    if ranks.count > 1:
-        # A rank without a batch does not know how many classes there are. Each row is 0 on all ranks but one.
-        width = int(ranks.maximum(torch.tensor([logits.shape[1]], device=device)))
-        whole = torch.from_numpy(logits if logits.size else np.zeros((len(split), width), np.float32))
-        logits = ranks.sum(whole.to(device)).cpu().numpy()
+    model.eval()
+
+    def classify(images: Tensor) -> Tensor:
+        return forward(model, preprocessing, images, compute)
+
+    def of_batch(images: Tensor, _: Tensor) -> Tensor:
+        return classify(images) if tta is None else test_time.averaged(classify, images, tta)
+
+    about = {"split": split.name, "pack_digest": split.pack.digest, **(about or {})}
     return Predictions(
-        logits=logits,
+        logits=logits_of(of_batch, split, device, progress=progress, ranks=ranks),
         labels=np.array(split.labels),
         indices=np.arange(len(split)),
-        about={"split": split.name, "pack_digest": split.pack.digest, **(about or {})},
+        about=about if tta is None else {**about, "tta": tta},
     )
+
+
+def logits_of(
+    classify: Callable[[Tensor, Tensor], Tensor],
+    split: Split,
+    device: torch.device,
+    *,
+    rows: np.ndarray | None = None,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+) -> np.ndarray:
+    """What `classify` makes of the images of `split`: float32 (N, C).
+
+    It is given images, uint8 (B, H, W, 3) on `device`, and their rows, int64 (B,). `rows`, rising, chooses
+    some of them; None: all. Ranks share the batches, none is padded, and all get all logits.
+    """
+    rows = np.arange(len(split)) if rows is None else rows
+    logits = np.empty((0, 0), np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(rows), BATCH_SIZE):
+            if start // BATCH_SIZE % ranks.count != ranks.rank:
+                continue
+            some = rows[start : start + BATCH_SIZE]
+            images = torch.from_numpy(np.array(split.images[some])).to(device)
+            found = classify(images, torch.from_numpy(some).to(device)).cpu().numpy()
+            if not logits.size:
+                logits = np.zeros((len(rows), found.shape[1]), np.float32)
+            logits[start : start + len(found)] = found
+            if progress is not None:
+                progress(start + len(some), len(rows))
+    if ranks.count == 1:
+        return logits
+    # A rank without a batch does not know how many classes there are. Each row is 0 on all ranks but one.
+    width = int(ranks.maximum(torch.tensor([logits.shape[1]], device=device)))
+    whole = torch.from_numpy(logits if logits.size else np.zeros((len(rows), width), np.float32))
+    return ranks.sum(whole.to(device)).cpu().numpy()
 
 
 def forward(model: nn.Module, preprocessing: Preprocessing, images: Tensor, compute: Compute) -> Tensor:

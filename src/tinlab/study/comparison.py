@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtrit
 
+from tinlab.evaluation.pairs import paired_interval_points
+
 CONFIDENCE = 0.95
 DRAWS = 10_000
 
@@ -76,14 +78,8 @@ def over_images(
 ) -> Difference:
     """Difference in top-1, in percentage points, of two runs on the same images; bool (N,) each.
 
-    The percentile bootstrap over images, which are drawn in pairs. An image counts +1, 0 or -1, so a resample
-    is one multinomial draw of how many there are of each, and needs no loop.
+    The percentile bootstrap over images, which are drawn in pairs (`tinlab.evaluation.pairs`).
     """
-    difference = correct.astype(int) - reference.astype(int)  # (N,)
-    n = len(difference)
-    counts = np.array([(difference == value).sum() for value in (1, 0, -1)])
-    resampled = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)  # (draws, 3)
-    percent = 100 * (resampled[:, 0] - resampled[:, 2]) / n
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(percent, [tail, 100 - tail])
-    return Difference(100 * float(difference.mean()), float(low), float(high), n, "images")
+    mean = 100 * float((correct.astype(int) - reference.astype(int)).mean())
+    low, high = paired_interval_points(correct, reference, seed=seed, draws=draws)
+    return Difference(mean, low, high, len(correct), "images")

@@ -364,7 +364,7 @@ class _Job:
             run.recipe.compute,
             self.device,
             {"step": str(state.step)},
-            self.ranks,
+            ranks=self.ranks,
         )
         measured = measure(final.logits, final.labels)
         self._tick()

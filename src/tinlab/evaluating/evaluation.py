@@ -1,0 +1,213 @@
+"""Everything that tinlab measures of one run on one split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tinlab import runs
+from tinlab.data.pack import BOTH, Pack
+from tinlab.errors import TinlabError
+from tinlab.evaluating.corrupted import Robustness, robustness, saved_robustness
+from tinlab.evaluating.saved import measured, predictions_of, saved_predictions
+from tinlab.evaluation.calibration import Calibration, TemperatureScaling, calibrated, temperature_scaling
+from tinlab.evaluation.classes import ClassAccuracy, ConfusedPair, class_accuracies, confused_pairs
+from tinlab.evaluation.metrics import Metrics, judge, measure
+from tinlab.evaluation.predict import Predictions
+from tinlab.evaluation.scores import Scores, scores
+from tinlab.evaluation.tta import TTA
+from tinlab.runs import Run
+
+Watch = Callable[[str, int, int], None]
+"""Told what is being predicted, images done, and images in all."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a run's last checkpoint (after `step` steps) on a split.
+
+    `metrics` and `scores` are of the plain predictions: the numbers that count. `tta` has the scores with
+    test-time augmentation, name -> scores. `temperature` is None where none was fitted, and
+    `temperature_note` then says why. `classes` come best first, `confusions` most frequent first.
+    `robustness` is None where it was not measured. `notes` say what else a reader must know.
+    """
+
+    run: str
+    recipe: str
+    seed: int
+    split: str
+    step: int
+    pack_digest: str
+    metrics: Metrics
+    scores: Scores
+    calibration: Calibration
+    temperature: TemperatureScaling | None
+    temperature_note: str | None
+    classes: tuple[ClassAccuracy, ...]
+    confusions: tuple[ConfusedPair, ...]
+    tta: dict[str, Scores]
+    robustness: Robustness | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values: the scores and metrics at the top, the rest beneath names of their own.
+
+        `classes_by_accuracy` are all classes, best first; `confusions` are pairs with words.
+        """
+        return {
+            "run": self.run,
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "split": self.split,
+            "step": self.step,
+            "pack_digest": self.pack_digest,
+            **self.metrics.to_json(),
+            **self.scores.to_json(),
+            "calibration": self.calibration.to_json(),
+            "temperature": self.temperature.to_json() if self.temperature else None,
+            "temperature_note": self.temperature_note,
+            "classes_by_accuracy": [row.to_json() for row in self.classes],
+            "confusions": [row.to_json() for row in self.confusions],
+            "tta": {name: found.to_json() for name, found in self.tta.items()},
+            "robustness": self.robustness.to_json() if self.robustness else None,
+            "notes": list(self.notes),
+        }
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    split: str = "val",
+    pack: Pack | None = None,
+    device: str = "auto",
+    tta: bool | None = None,
+    calibrate: bool | None = None,
+    corruptions: bool | None = None,
+    images: int | None = None,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Measure the run in folder `path` on a labelled split.
+
+    Logits are computed and saved once. `tta`, `calibrate` (fit a temperature on `tune`) and `corruptions`
+    need more of them: True computes and saves what is missing, None takes what was saved before, False leaves
+    it out. `images` limits the corruptions to so many images of the split.
+
+    Raises TinlabError where there is no run, checkpoint, pack, split or label.
+    """
+    if images is not None and not corruptions:
+        raise TinlabError("images limits the corruptions, and is given without them; ask for both")
+    wanted = measured(path, split=split, pack=pack)
+    predict = partial(predictions_of, path, pack=pack, device=device)
+    predictions = predict(split=split, progress=_named(watch, split))
+    _labelled(predictions, split)
+    logits, labels, indices = predictions.logits, predictions.labels, predictions.indices
+    judged = judge(logits, labels)
+    plain = calibrated(logits, labels, judged=judged)
+
+    augmented = {}
+    for name in TTA:
+        seen = (
+            predict(split=split, tta=name, progress=_named(watch, f"{split}, {name}"))
+            if tta
+            else saved_predictions(path, split=split, pack=pack, tta=name)
+            if tta is None
+            else None
+        )
+        if seen is not None:
+            augmented[name] = scores(judge(seen.logits, seen.labels))
+
+    temperature, note = None, why_no_temperature(wanted.run, split, wanted.pack_digest)
+    if note is None:
+        tune = (
+            predict(split="tune", progress=_named(watch, "tune"))
+            if calibrate
+            else saved_predictions(path, split="tune", pack=pack)
+            if calibrate is None
+            else None
+        )
+        if tune is None:
+            note = "no temperature was fitted: that needs the logits on tune, which were not asked for"
+        else:
+            _labelled(tune, "tune")
+            temperature = temperature_scaling(
+                logits, labels, tune.logits, tune.labels, measured_on=split, fitted_on="tune", before=plain
+            )
+
+    found = None
+    if corruptions:
+        found = robustness(
+            path,
+            split=split,
+            images=images,
+            pack=pack,
+            device=device,
+            progress=_named(watch, f"{split}, corrupted"),
+        )
+    elif corruptions is None:
+        found = saved_robustness(path, split=split, pack=pack)
+
+    return Evaluation(
+        run=str(path),
+        recipe=wanted.run.recipe.name,
+        seed=wanted.run.seed,
+        split=split,
+        step=wanted.step,
+        pack_digest=wanted.pack_digest,
+        metrics=measure(logits, labels),
+        scores=scores(judged),
+        calibration=plain,
+        temperature=temperature,
+        temperature_note=note,
+        classes=class_accuracies(judged, indices, wanted.run.classes),
+        confusions=confused_pairs(judged, indices, wanted.run.classes),
+        tta=augmented,
+        robustness=found,
+        notes=notes(wanted.run, split),
+    )
+
+
+def why_no_temperature(run: Run, split: str, pack_digest: str) -> str | None:
+    """Why a temperature fitted on `tune` would not be honest, in one sentence; None where it is."""
+    if saw_tune(run):
+        return (
+            "no temperature was fitted: the network was trained on tune too, and val is not fitted on; "
+            "train with data.train_split 'train' for one"
+        )
+    if pack_digest != run.pack_digest:
+        return (
+            "no temperature was fitted: tune of another pack may hold images that the network was trained on"
+        )
+    if split in ("tune", BOTH):
+        return f"no temperature was fitted: it is fitted on tune, and would be measured on {split} itself"
+    return None
+
+
+def saw_tune(run: Run) -> bool:
+    """The network was trained on the images of `tune`: in this run, or in one that its weights came from."""
+    if run.recipe.data.train_split == BOTH:
+        return True
+    weights = run.recipe.model.weights
+    if weights is None or not (Path(weights) / "run.json").is_file():
+        return False
+    return saw_tune(runs.open_run(weights))
+
+
+def notes(run: Run, split: str) -> tuple[str, ...]:
+    """What a reader of the run's numbers on this split must know."""
+    if split in ("train", BOTH) or (split == "tune" and saw_tune(run)):
+        return (
+            f"the network was trained on images of {split}: this says how well it knows what it was shown",
+        )
+    return ()
+
+
+def _labelled(predictions: Predictions, split: str) -> None:
+    if (predictions.labels < 0).any():
+        raise TinlabError(f"the labels of '{split}' were never published, so nothing can be measured on it")
+
+
+def _named(watch: Watch | None, what: str) -> Callable[[int, int], None] | None:
+    return None if watch is None else partial(watch, what)
