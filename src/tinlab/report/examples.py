@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinlab.data.pack import ClassInfo, Pack, Split
+from tinlab.data.words import short_names
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Judged, Metrics
 from tinlab.report.record import Predictions, RunRecord
@@ -163,15 +164,6 @@ def matching_split(pack: Pack, record: RunRecord, predictions: Predictions) -> S
             "(other images or labels); give the pack that they were made from, or none"
         )
     return split
-
-
-def short_names(classes: Sequence[ClassInfo]) -> list[str]:
-    """The first of each class's words, or all of them where two classes would read the same."""
-    first = [c.words.split(",")[0].strip() or c.id for c in classes]
-    often = Counter(first)
-    return [
-        name if often[name] == 1 else f"{c.words} ({c.id})" for name, c in zip(first, classes, strict=True)
-    ]
 
 
 def thumbnail(image: np.ndarray) -> str:
