@@ -121,7 +121,11 @@ def explain(
     if index or not file:
         count_shown = 4 if images is None else images
         chosen += room.from_split(pack().split(split), images=count_shown, seed=seed, indices=index or ())
-    wanted = [name.strip() for name in methods.split(",")] if methods is not None else list(room.METHODS)
+    wanted = (
+        [name.strip() for name in methods.split(",") if name.strip()]
+        if methods is not None
+        else list(room.METHODS)
+    )
     how: dict[str, Any] = {"methods": wanted, "target": target, "class_name": class_name}
     if mode == "sanity":
         _sanity(networks[0], chosen, how, seed, json)

@@ -20,12 +20,13 @@ def short_names(classes: Sequence[ClassInfo]) -> list[str]:
 
 
 def find_class(classes: Sequence[ClassInfo], name: str, *, field: str = "class") -> int:
-    """The number of the class whose id is `name`, or one of whose comma-separated words, in any case.
+    """The number of the class whose id is `name`, or whose words, or one of its comma-separated words, in any
+    case.
 
     Raises TinlabError, which begins with `field`, where there is none or where several are called so.
     """
     wanted = name.strip().casefold()
-    called = [[c.id, *(word.strip() for word in c.words.split(","))] for c in classes]
+    called = [[c.id, c.words, *(word.strip() for word in c.words.split(","))] for c in classes]
     found = [n for n, names in enumerate(called) if wanted in (word.casefold() for word in names)]
     if len(found) == 1:
         return found[0]
@@ -34,6 +35,6 @@ def find_class(classes: Sequence[ClassInfo], name: str, *, field: str = "class")
             f"{field}: {len(found)} classes are called '{name}'; name one by its id: "
             + ", ".join(classes[n].id for n in found)
         )
-    known = {word.casefold(): word for names in called for word in names if word}
+    known = {word.casefold(): word for id, _, *words in called for word in (*words, id) if word}
     near = difflib.get_close_matches(wanted, known, n=3) or list(known)[:3]
     raise TinlabError(f"{field}: there is no class '{name}'; try {', '.join(known[word] for word in near)}")

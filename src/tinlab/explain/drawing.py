@@ -137,9 +137,11 @@ def sheet(title: str, parts: Sequence[Part]) -> Image.Image:
             text = [line for whole in row.lines for line in page.wrap(whole, room, 4)]
             placed.append((start, y, row, [text, *beneath]))
             tall = max((p.shape[0] for p in row.pictures if p is not None), default=0)
-            deep = max((len(lines) for lines in beneath), default=0) * page.line
-            height = max(tall + deep + (page.gap // 2 if tall and deep else 0), len(text) * page.line)
-            y += height + page.gap
+            ends = [len(text) * page.line, tall]
+            for n, lines in enumerate(beneath):
+                above = 0 if _missing(row, n) or not tall else tall + page.gap // 2
+                ends.append(above + len(lines) * page.line if lines else 0)
+            y += max(ends) + page.gap
         y += 2 * page.gap
     page.open(width, max(1, y - 3 * page.gap))
     for start, y, what, texts in placed:
@@ -154,7 +156,10 @@ def sheet(title: str, parts: Sequence[Part]) -> Image.Image:
             if picture is not None:
                 page.paste(picture, start + n * (side + page.gap), y, scale=1)
         for n, lines in enumerate(texts[1:]):
-            empty = n < len(what.pictures) and what.pictures[n] is None
-            below = 0 if empty or not tall else tall + page.gap // 2
+            below = 0 if _missing(what, n) or not tall else tall + page.gap // 2
             page.write(start + n * (side + page.gap), y + below, [(line, INK) for line in lines])
     return page.sheet
+
+
+def _missing(row: Row, n: int) -> bool:
+    return n < len(row.pictures) and row.pictures[n] is None

@@ -22,6 +22,8 @@ from tinlab.explain.layers import FeatureMap, anatomy, at_rest, device_of, featu
 
 MOST_FILTERS = 96
 """Filters shown of a layer."""
+ROWS_AT_ONCE = 100
+"""Images a pass through the split."""
 STEPS = 128
 """Of gradient ascent."""
 
@@ -100,8 +102,8 @@ def exciting_images(
     rows = torch.empty(0, len(wanted), dtype=torch.int64)
     count = min(len(split), images or len(split))
     with at_rest(classifier.model) as eager, torch.no_grad(), _watching(eager, place.layer) as kept:
-        for start in range(0, count, 250):
-            chosen = np.arange(start, min(start + 250, count))
+        for start in range(0, count, ROWS_AT_ONCE):
+            chosen = np.arange(start, min(start + ROWS_AT_ONCE, count))
             _, x = inputs_of(classifier, list(np.array(split.images[chosen])))
             eager(x.to(device_of(eager)))
             maps = place.channels_first(kept.pop()).float().cpu()[:, wanted]  # (B, F, h, w)
@@ -125,7 +127,7 @@ def exciting_input(
     mean: Sequence[float],
     std: Sequence[float],
     layer: str | None = None,
-    steps: int = STEPS,
+    steps: int | None = None,
     step_size: float = 0.12,
     jitter: int = 4,
     decay: float = 0.004,
@@ -136,16 +138,17 @@ def exciting_input(
     """An image made to excite each of `units`, uint8 (U, side, side, 3): classes, by their score before
     softmax, or with `layer` channels of its feature map, by their mean.
 
-    `steps` steps up the gradient from noise around the mean image. Each moves the image by up to `jitter`
-    pixels first, and steps by `step_size` times the gradient over its standard deviation; then it pulls the
-    image towards the mean by `decay`, blurs it every `blur_every` steps with `blur_sigma` pixels, and keeps
-    it within the values that images have. Inputs are scaled to `mean` and `std`, so these sizes are in
-    standard deviations. All units start from the same noise, of `seed`, so an image does not depend on the others.
+    `steps` steps (STEPS) up the gradient from noise around the mean image. Each moves the image by up to
+    `jitter` pixels first, and steps by `step_size` times the gradient over its standard deviation; then it
+    pulls the image towards the mean by `decay`, blurs it every `blur_every` steps with `blur_sigma` pixels,
+    and keeps it within the values that images have. Inputs are scaled to `mean` and `std`, so these sizes are
+    in standard deviations. All units start from the same noise, of `seed`: no image depends on the others.
     Erhan et al., "Visualizing Higher-Layer Features of a Deep Network", 2009; decay and blur as in Yosinski
     et al., "Understanding Neural Networks Through Deep Visualization", 2015.
 
     Raises TinlabError for numbers out of range.
     """
+    steps = STEPS if steps is None else steps
     if steps < 1 or blur_every < 1 or jitter < 0:
         raise TinlabError(
             f"steps is {steps}, blur_every {blur_every} and jitter {jitter}; give 1, 1 and 0 or more"
