@@ -73,12 +73,14 @@ def test_the_sanity_check_prints_a_table(run):
         (("--audit",), "--audit is for --label-errors, not for maps"),
         (("--errors", "--split", "test"), "never published"),
         (("--filters", "--layer", "nowhere"), "no layer of the network"),
+        (("--filters", "--by", "sum"), "give max or mean"),
         (("--split", "none"), "has no split 'none'"),
         (("--out", "/proc/no/where.png", "--images", 1), "cannot be written"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(words, message, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tinlab.explain.filters.STEPS", 2)
     more = () if "--methods" in words or words[0] in ("--errors", "--filters") else QUICK
     with pytest.raises(TinlabError, match=re.escape(message)):
         call(run.path, *words, *more)

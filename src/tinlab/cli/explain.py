@@ -24,7 +24,7 @@ def explain(
     split: Annotated[str, typer.Option(help="Where images come from.")] = "val",
     images: Annotated[
         int | None,
-        typer.Option(help="Images to explain (4), or to look through for --filters (all)."),
+        typer.Option(help="Images to explain (4), or for --filters to look through (2,000)."),
     ] = None,
     index: Annotated[
         list[int] | None, typer.Option(metavar="ROW", help="This image of the split; repeatable.")
@@ -49,6 +49,10 @@ def explain(
     filters: Annotated[bool, typer.Option("--filters", help="Show filters, and what excites them.")] = False,
     layer: Annotated[
         str | None, typer.Option(help="For --filters: whose channels. Default: the last feature map.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="For --filters: a channel's 'max' over the image (default), or its 'mean'."),
     ] = None,
     errors: Annotated[bool, typer.Option("--errors", help="Show the errors that it is surest of.")] = False,
     label_errors: Annotated[
@@ -92,6 +96,7 @@ def explain(
             "--class": (class_name is not None, ("explain", "sanity")),
             "--images": (images is not None, ("explain", "sanity", "filters")),
             "--layer": (layer is not None, ("filters",)),
+            "--by": (by is not None, ("filters",)),
             "--audit": (audit, ("label-errors",)),
         },
     )
@@ -113,7 +118,13 @@ def explain(
     if mode == "filters":
         with terminal.counting("look for images") as count:
             picture = room.filters_sheet(
-                networks[0], pack().split(split), layer=layer, images=images, seed=seed, progress=count
+                networks[0],
+                pack().split(split),
+                layer=layer,
+                by=by or "max",  # type: ignore[arg-type]
+                images=2000 if images is None else images,
+                seed=seed,
+                progress=count,
             )
         write_picture(picture.image, place, json, alt=picture.alt)
         return

@@ -173,6 +173,8 @@ def compare(
 ) -> Picture:
     """A sheet with a part for each image and a row for each network: its guess, the image and the maps.
 
+    Of one network, the images are the rows.
+
     Raises TinlabError as `explain` does.
     """
     if not classifiers or not chosen:
@@ -185,21 +187,26 @@ def compare(
     labels = run_labels(classifiers)
     header = Row((), (None, *(None for _ in wanted)), ("image", *(m.title for m in wanted.values())))
     how = [f"{m.title}: {m.meaning}" for m in wanted.values()]
-    parts = [Part("How to read the maps", notes=(*how, "Each map has a scale of its own."))]
+    notes = Part("How to read the maps", notes=(*how, "Each map has a scale of its own."))
+    blocks: list[tuple[str, list[Row]]] = []
     told = []
     for n, one in enumerate(chosen):
-        rows = [header]
+        true = short_name(one.true) if one.true else "class not known"
+        rows = []
         for label, column in zip(labels, columns, strict=True):
             found = column[n]
             made = [None if name in found.refusals else enlarge(found.pictures[name]) for name in wanted]
-            reasons = [
-                "" if name not in found.refusals else "does not apply to this network" for name in wanted
-            ]
-            rows.append(Row(_verdict(label, found, one), (enlarge(found.image), *made), ("", *reasons)))
+            reasons = ["does not apply to this network" if name in found.refusals else "" for name in wanted]
+            beside = label if len(labels) > 1 else f"{one.name}: {true}"
+            rows.append(Row([beside, *_verdict(found, one)], (enlarge(found.image), *made), ("", *reasons)))
             told.append(f"{label} takes {one.name} for {_sure(found.guess)}")
-        true = short_name(one.true) if one.true else "class not known"
-        parts.append(Part(f"{one.name}: {true}", rows))
-    title = "What the network looks at" if len(classifiers) == 1 else "What the networks look at"
+        blocks.append((f"{one.name}: {true}", rows))
+    if len(labels) == 1:
+        title = f"What {labels[0]} looks at"
+        parts = [notes, Part("Images", [header, *(row for _, rows in blocks for row in rows)])]
+    else:
+        title = "What the networks look at"
+        parts = [notes, *(Part(heading, [header, *rows]) for heading, rows in blocks)]
     listed = ", ".join(m.title for m in wanted.values())
     return Picture(sheet(title, parts), f"Maps of {listed}, each image beside its own. {'; '.join(told)}.")
 
@@ -218,9 +225,9 @@ def short_name(info: ClassInfo) -> str:
     return info.words.split(",")[0].strip() or info.id
 
 
-def _verdict(label: str, found: Explanation, one: Chosen) -> list[str]:
+def _verdict(found: Explanation, one: Chosen) -> list[str]:
     judged = "" if one.true is None else ", right" if found.guess.id == one.true.id else ", wrong"
-    lines = [label, f"{_sure(found.guess)}{judged}"]
+    lines = [f"{_sure(found.guess)}{judged}"]
     if found.target.id != found.guess.id:
         lines.append(f"explained: {found.target_is} class {_sure(found.target)}")
     return lines

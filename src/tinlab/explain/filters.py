@@ -89,11 +89,14 @@ def exciting_images(
     """For each of `filters`, channels of a layer's feature map, the `top` images of the split that excite it
     most, at its strongest place or on average.
 
-    `layer` is by default the last feature map. One pass over the first `images` images, or all, in batches;
-    nothing but the best is kept. Raises TinlabError for a channel that the layer does not have.
+    `layer` is by default the last feature map. One pass over all images, or over `images` of them that lie
+    evenly in the split, which may be sorted by class; nothing but the best is kept. Raises TinlabError for a
+    channel that the layer does not have.
     """
     if top < 1 or (images is not None and images < 1):
         raise TinlabError(f"top is {top} and images {images}; give 1 or more of each")
+    if by not in ("max", "mean"):
+        raise TinlabError(f"by is '{by}'; give max or mean")
     side = classifier.run.preprocessing.image_size
     place = feature_map(classifier.model, side, layer)
     _check_channels(filters, place)
@@ -101,9 +104,10 @@ def exciting_images(
     best = torch.full((0, len(wanted)), -torch.inf)
     rows = torch.empty(0, len(wanted), dtype=torch.int64)
     count = min(len(split), images or len(split))
+    looked_at = np.linspace(0, len(split) - 1, count).round().astype(np.int64)
     with at_rest(classifier.model) as eager, torch.no_grad(), _watching(eager, place.layer) as kept:
         for start in range(0, count, ROWS_AT_ONCE):
-            chosen = np.arange(start, min(start + ROWS_AT_ONCE, count))
+            chosen = looked_at[start : start + ROWS_AT_ONCE]
             _, x = inputs_of(classifier, list(np.array(split.images[chosen])))
             eager(x.to(device_of(eager)))
             maps = place.channels_first(kept.pop()).float().cpu()[:, wanted]  # (B, F, h, w)
@@ -112,7 +116,7 @@ def exciting_images(
             best, rows = torch.cat([best, values]), torch.cat([rows, here])
             order = best.argsort(dim=0, descending=True, stable=True)[:top]
             best, rows = best.gather(0, order), rows.gather(0, order)
-            progress(int(chosen[-1]) + 1, count)
+            progress(start + len(chosen), count)
     return [
         Excited(int(filter), tuple(rows[:, n].tolist()), tuple(best[:, n].tolist()))
         for n, filter in enumerate(filters)
@@ -219,11 +223,12 @@ def filters_sheet(
             )
             for excited in found
         ]
-        among = f"{min(len(split), images or len(split)):,} images of {split.name}"
+        count = min(len(split), images or len(split))
+        among = f"{count:,} images" if count == len(split) else f"{count:,} of {len(split):,} images"
         how = "at its strongest place" if by == "max" else "on average"
         note = (
-            f"Of {among}, those in which the channel is strongest {how}, the strongest first. The channels "
-            f"are drawn at random from {place.channels}."
+            f"Of {among} of {split.name}, those in which the channel is strongest {how}, strongest first. "
+            f"The channels are drawn at random from {place.channels}."
         )
         parts.append(Part(f"Images that excite channels of {place.layer} most", rows, [note]))
     (label,) = run_labels([classifier])

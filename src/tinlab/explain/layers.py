@@ -69,7 +69,7 @@ def at_rest(model: nn.Module) -> Iterator[nn.Module]:
     learning = [parameter for parameter in eager.parameters() if parameter.requires_grad]
     device = device_of(eager)
     try:
-        eager.eval()
+        eager.train(False)
         for parameter in learning:
             parameter.requires_grad_(False)
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
