@@ -60,7 +60,7 @@ class Classifier:
     def probabilities(self, images: Iterable[Image]) -> np.ndarray:
         """Softmax over the classes, float32 (N, C)."""
         size = self.run.preprocessing.image_size
-        arrays = [_pixels(image, size) for image in images]
+        arrays = [pixels(image, size) for image in images]
         rows = [
             self.logits(torch.from_numpy(np.stack(arrays[start : start + BATCH_SIZE]))).softmax(dim=1)
             for start in range(0, len(arrays), BATCH_SIZE)
@@ -112,15 +112,15 @@ def _is_one_array(images: Image) -> bool:
     )
 
 
-def _pixels(image: Image, size: int) -> np.ndarray:
+def pixels(image: Image, size: int) -> np.ndarray:
     """uint8 (size, size, 3), made as a pack's images are. Raises TinlabError that names what is wrong."""
     import PIL.Image
 
     try:
         if isinstance(image, str | Path):
-            pixels = np.empty((size, size, 3), np.uint8)
-            decode_into(Path(image).read_bytes(), pixels)
-            return pixels
+            made = np.empty((size, size, 3), np.uint8)
+            decode_into(Path(image).read_bytes(), made)
+            return made
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8:
                 raise ImageError(f"it is an array of {image.dtype}, and uint8 values of 0 to 255 are read")

@@ -108,7 +108,7 @@ def test_one_image_takes_no_more_room_than_it_needs() -> None:
 
 
 def test_wrapping_keeps_the_words_and_cuts_what_is_left() -> None:
-    page = grids._Page(2, None)
+    page = grids.Page(2, None)
     assert page.wrap("", 100, 2) == []
     assert page.wrap("striped teal hexagon", 1000, 2) == ["striped teal hexagon"]
     assert page.wrap("striped teal", page.length("striped"), 2) == ["striped", "teal"]

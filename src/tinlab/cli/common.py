@@ -47,11 +47,12 @@ def _tinlab(version: Annotated[bool, typer.Option("--version", help="Print the v
         raise typer.Exit
 
 
-def write_picture(picture: Any, out: Path, json: bool) -> None:
-    """Write a PIL image to `out`, and say where it is."""
+def write_picture(picture: Any, out: Path, json: bool, **more: Any) -> None:
+    """Write a PIL image to `out`, and say where it is; in JSON with `more`."""
     save_picture(picture, out)
     if json:
-        terminal.show_json({"picture": str(out.resolve()), "width": picture.width, "height": picture.height})
+        size = {"width": picture.width, "height": picture.height}
+        terminal.show_json({"picture": str(out.resolve()), **size, **more})
     else:
         print(f"picture: {out.resolve()}")
 

@@ -15,9 +15,9 @@ from tinlab.errors import TinlabError
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-_PAPER = (255, 255, 255)
-_INK = (34, 38, 46)
-_QUIET = (112, 118, 130)
+PAPER = (255, 255, 255)
+INK = (34, 38, 46)
+QUIET = (112, 118, 130)
 _MOST_PIXELS = 250_000_000
 _TALLEST = 1.5
 """A page of classes higher than this many times its width is folded into columns."""
@@ -40,7 +40,7 @@ def grid(
     shapes or types, numbers below 1, or a page beyond 250 million pixels.
     """
     tiles = _checked(images, captions, columns, scale)
-    page = _Page(scale, title)
+    page = Page(scale, title)
     height, width = tiles.shape[1] * scale, tiles.shape[2] * scale  # of an image on the page
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
@@ -51,7 +51,7 @@ def grid(
     for n, (tile, lines) in enumerate(zip(tiles, wrapped, strict=True)):
         x, y = n % columns * step_x, n // columns * step_y
         page.paste(tile, x, y)
-        page.write(x, y + height + page.gap // 2, [(line, _INK) for line in lines])
+        page.write(x, y + height + page.gap // 2, [(line, INK) for line in lines])
     return page.sheet
 
 
@@ -100,7 +100,7 @@ def _class_rows(
         np.sort(dice.permutation(np.flatnonzero(rows.labels == label))[:images_per_class]) for label in chosen
     ]
     counts = f"{_count(len(rows), 'image')} · {_count(len(present), 'class', 'classes')}"
-    page = _Page(scale, f"{info.name} · {rows.name} · {counts}")
+    page = Page(scale, f"{info.name} · {rows.name} · {counts}")
     side = info.image_size * scale
     words = [_words(info.classes[label].words, info.classes[label].id) for label in chosen]
     # Words get what the longest needs, up to about twenty letters; what is longer goes on.
@@ -117,8 +117,8 @@ def _class_rows(
     page.open(blocks * (block + margin) - margin, deep * step - page.gap)
     for n, (indices, (name, others)) in enumerate(zip(picked, words, strict=True)):
         x, y = n // deep * (block + margin), n % deep * step
-        lines = [(line, _INK) for line in page.wrap(name, room, 2)]
-        lines += [(line, _QUIET) for line in page.wrap(others, room, 2)]
+        lines = [(line, INK) for line in page.wrap(name, room, 2)]
+        lines += [(line, QUIET) for line in page.wrap(others, room, 2)]
         lines = lines[: max(1, side // page.line)]
         page.write(x, y + (side - len(lines) * page.line) // 2, lines)
         for m, tile in enumerate(rows.images[indices]):
@@ -164,8 +164,11 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
 
 
-class _Page:
-    """A sheet of paper with a title. Sizes are in pixels, and places are counted from below the title."""
+class Page:
+    """A sheet of paper with a title, for pictures with words beside or beneath them.
+
+    Sizes are in pixels, and places are counted from below the title.
+    """
 
     def __init__(self, scale: int, title: str | None) -> None:
         self.scale = scale
@@ -188,21 +191,26 @@ class _Page:
             raise TinlabError(
                 f"the picture would be {width:,} x {height:,} pixels; show fewer images or enlarge them less"
             )
-        self.sheet = Image.new("RGB", (width, height), _PAPER)
+        self.sheet = Image.new("RGB", (width, height), PAPER)
         self.brush = ImageDraw.Draw(self.sheet)
         if self.title:
-            self.brush.text((self.margin, self.margin), self.title, fill=_INK, font=bold)
+            self.brush.text((self.margin, self.margin), self.title, fill=INK, font=bold)
 
-    def paste(self, tile: np.ndarray, x: int, y: int) -> None:
+    def paste(self, tile: np.ndarray, x: int, y: int, scale: int | None = None) -> None:
+        """Put uint8 (height, width, 3) at x, y, every pixel a square of `scale` pixels (the page's own)."""
         from PIL import Image
 
-        large = np.repeat(np.repeat(tile, self.scale, axis=0), self.scale, axis=1)
+        scale = self.scale if scale is None else scale
+        large = np.repeat(np.repeat(tile, scale, axis=0), scale, axis=1)
         self.sheet.paste(Image.fromarray(large), (self.margin + x, self.top + y))
 
-    def write(self, x: int, y: int, lines: list[tuple[str, tuple[int, int, int]]]) -> None:
+    def write(
+        self, x: int, y: int, lines: Sequence[tuple[str, tuple[int, int, int]]], *, bold: bool = False
+    ) -> None:
+        """Lines of text with their colours, downwards from x, y."""
         for n, (line, colour) in enumerate(lines):
             place = (self.margin + x, self.top + y + n * self.line)
-            self.brush.text(place, line, fill=colour, font=_font(self.size))
+            self.brush.text(place, line, fill=colour, font=_font(self.size, bold))
 
     def length(self, text: str) -> int:
         return int(-(-_font(self.size).getlength(text) // 1))
