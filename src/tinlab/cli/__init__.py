@@ -18,6 +18,7 @@ from tinlab.tuning import tune_process
 from tinlab.cli import training  # noqa: F401
 from tinlab.cli import many  # noqa: F401
 from tinlab.cli import measuring  # noqa: F401
+from tinlab.cli import ensembling  # noqa: F401
 from tinlab.cli import looking  # noqa: F401
 from tinlab.cli import data  # noqa: F401
 # isort: on
