@@ -19,6 +19,7 @@ from tinlab.cli import training  # noqa: F401
 from tinlab.cli import many  # noqa: F401
 from tinlab.cli import measuring  # noqa: F401
 from tinlab.cli import ensembling  # noqa: F401
+from tinlab.cli import export  # noqa: F401
 from tinlab.cli import looking  # noqa: F401
 from tinlab.cli import data  # noqa: F401
 # isort: on

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def ensemble(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, two or more.")],
     split: Annotated[str, typer.Option(help="Which labelled split is measured.")] = "val",
     rule: Annotated[
         str | None, typer.Option(help="The rule that --out keeps.  [default: probabilities]")
