@@ -71,8 +71,8 @@ def main() -> None:
         calibration = rng.integers(0, 256, (64, 64, 64, 3), dtype=np.uint8)
         name = "resnet18 of width 48, drawn weights"
 
-    def eager(network: nn.Module, precision: str) -> Callable[[np.ndarray], np.ndarray]:
-        compute = recipe.Compute(precision=precision)  # type: ignore[arg-type]
+    def eager(network: Callable[..., torch.Tensor], precision: str) -> Callable[[np.ndarray], np.ndarray]:
+        compute = recipe.Compute(precision=precision)
 
         def logits(batch: np.ndarray) -> np.ndarray:
             with torch.inference_mode():

@@ -117,7 +117,8 @@ def explain(found: Ensembles) -> list[str]:
         )
     ]
     second = (
-        f"Two members' errors correlate by {' and '.join(numbers)} on average: the less, the more is gained. "
+        f"Two members' errors correlate by {' and '.join(numbers)} on average; of members that are equally "
+        "good, those gain more whose errors correlate less. "
         f"{found.any_right_percent:.2f}% of the images are right in at least one member and "
         f"{found.all_right_percent:.2f}% in all."
     )

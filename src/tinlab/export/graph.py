@@ -46,7 +46,7 @@ def write_graph(
     classes: Sequence[ClassInfo],
     about: Mapping[str, str],
 ) -> None:
-    """Write `model`, the raw eager module, which goes into evaluation mode, to ONNX file `path` in float32.
+    """Write `model`, a raw eager module on the CPU, to ONNX file `path` in float32; it is set to evaluation.
 
     The batch is free; height and width are the preprocessing's. `about` is added to the metadata. Raises
     TinlabError where a library is missing or the network cannot be exported.
@@ -56,7 +56,8 @@ def write_graph(
     weights_bytes = sum(4 * tensor.numel() for tensor in model.state_dict().values())
     if weights_bytes > LARGEST_BYTES:
         raise TinlabError(f"its weights take {weights_bytes / 2**30:.1f} GiB, and an ONNX file holds 2")
-    whole = WithPreprocessing(model, preprocessing).eval().cpu()
+    whole = WithPreprocessing(model, preprocessing)
+    whole.train(False)
     size = preprocessing.image_size
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)  # a batch of one would be taken for fixed
     try:
