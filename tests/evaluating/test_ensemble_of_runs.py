@@ -43,6 +43,9 @@ def test_members_and_rules_on_val(found, honest_runs):
         else:
             assert row.loss == pytest.approx(sklearn.metrics.log_loss(labels, np.exp(scores)))
     json.dumps(found.to_json(), allow_nan=False)
+    wrong = (logits.argmax(2) != labels).astype(float)
+    expected = np.corrcoef(wrong)[np.triu_indices(3, 1)].mean()
+    assert found.to_json()["mean_error_correlation"] == pytest.approx(expected)
 
 
 def test_tune_alone_decides(found, honest_runs, monkeypatch):

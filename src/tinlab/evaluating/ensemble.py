@@ -103,8 +103,12 @@ class Ensembles:
     all_right_percent: float
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
+        """The fields and the mean correlations as JSON values."""
+        return {
+            **asdict(self),
+            "mean_error_correlation": self.mean_error_correlation,
+            "mean_class_error_correlation": self.mean_class_error_correlation,
+        }
 
     @property
     def mean_error_correlation(self) -> float | None:
