@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,24 +11,14 @@ from torch import Tensor, nn
 
 from tinlab import models, runs
 from tinlab.compute import place, resolve_device
-from tinlab.data.decode import ImageError, decode_into, square
+from tinlab.data.given import Guess, Image, guesses, several, squares
 from tinlab.errors import TinlabError
 from tinlab.evaluation.predict import BATCH_SIZE, forward, normalised
 from tinlab.models.structure import smaller
 from tinlab.runs import Run
 from tinlab.training import checkpoint
 
-Image = Any
-"""A PIL image, a uint8 array (H, W, 3) or (H, W), or a path to an image file."""
-
-
-@dataclass(frozen=True)
-class Guess:
-    """One class that an image may show. `probability` is 0..1."""
-
-    id: str
-    words: str
-    probability: float
+__all__ = ["Classifier", "Guess", "Image", "load"]
 
 
 class Classifier:
@@ -48,22 +36,14 @@ class Classifier:
         Images may have any size and mode; they are resized as the training images were. Raises TinlabError
         for something that is no image.
         """
-        if isinstance(images, str | Path) or hasattr(images, "convert") or _is_one_array(images):
-            images = [images]
-        return [self.guesses(row, top) for row in self.probabilities(images)]
-
-    def guesses(self, probabilities: np.ndarray, top: int = 5) -> list[Guess]:
-        """The `top` likeliest classes by their `probabilities`, (C,), likeliest first."""
-        best = np.argsort(-probabilities, kind="stable")[:top]
-        return [Guess(self.classes[i].id, self.classes[i].words, float(probabilities[i])) for i in best]
+        return guesses(self.probabilities(several(images)), self.classes, top)
 
     def probabilities(self, images: Iterable[Image]) -> np.ndarray:
         """Softmax over the classes, float32 (N, C)."""
-        size = self.run.preprocessing.image_size
-        arrays = [pixels(image, size) for image in images]
+        pixels = torch.from_numpy(squares(images, self.run.preprocessing.image_size))
         rows = [
-            self.logits(torch.from_numpy(np.stack(arrays[start : start + BATCH_SIZE]))).softmax(dim=1)
-            for start in range(0, len(arrays), BATCH_SIZE)
+            self.logits(pixels[start : start + BATCH_SIZE]).softmax(dim=1)
+            for start in range(0, len(pixels), BATCH_SIZE)
         ]
         return torch.cat(rows).cpu().numpy() if rows else np.empty((0, len(self.classes)), np.float32)
 
@@ -104,32 +84,3 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
     averaged = recipe.optimizer.ema_decay is not None
     checkpoint.load_measured(last, model, chosen, averaged)
     return Classifier(opened, model.eval(), chosen)
-
-
-def _is_one_array(images: Image) -> bool:
-    return isinstance(images, np.ndarray) and (
-        images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4))
-    )
-
-
-def pixels(image: Image, size: int) -> np.ndarray:
-    """uint8 (size, size, 3), made as a pack's images are. Raises TinlabError that names what is wrong."""
-    import PIL.Image
-
-    try:
-        if isinstance(image, str | Path):
-            made = np.empty((size, size, 3), np.uint8)
-            decode_into(Path(image).read_bytes(), made)
-            return made
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8:
-                raise ImageError(f"it is an array of {image.dtype}, and uint8 values of 0 to 255 are read")
-            image = PIL.Image.fromarray(image)
-        if not isinstance(image, PIL.Image.Image):
-            raise ImageError("it is neither a path, a PIL image nor an array")
-        return square(image, size)
-    except OSError as error:
-        raise TinlabError(f"{image} cannot be read: {error.strerror or error}") from error
-    except (ImageError, TypeError, ValueError) as error:
-        name = image if isinstance(image, str | Path) else f"this {type(image).__name__}"
-        raise TinlabError(f"{name} cannot be used as an image: {error}") from error

@@ -8,7 +8,7 @@ import sklearn.metrics
 
 from tinlab.data.pack import ClassInfo
 from tinlab.evaluation.calibration import calibrated
-from tinlab.evaluation.classes import class_accuracies, confused_pairs, short_names
+from tinlab.evaluation.classes import class_accuracies, confused_pairs
 from tinlab.evaluation.metrics import judge
 from tinlab.evaluation.scores import scores
 
@@ -111,8 +111,3 @@ def test_metrics_follow_changes_that_must_not_matter(made) -> None:
 
 def _pairs(logits, labels):
     return confused_pairs(judge(logits, labels), np.arange(len(labels)), CLASSES, limit=None)
-
-
-def test_names_are_short_where_that_is_clear() -> None:
-    classes = [ClassInfo("a", "crane, bird"), ClassInfo("b", "crane"), ClassInfo("c", "goose, bird")]
-    assert short_names(classes) == ["crane, bird (a)", "crane (b)", "goose"]

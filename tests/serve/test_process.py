@@ -21,9 +21,9 @@ from PIL import Image
 import tinlab
 from tinlab.data.pack import ClassInfo
 from tinlab.errors import TinlabError
+from tinlab.explain.attribution import saliency
 from tinlab.serve import server
 from tinlab.serve.api import build
-from tinlab.serve.saliency import gradient
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -424,7 +424,7 @@ def test_another_class_is_explained(page):
     page.wait_for_function("(src) => document.querySelector('.map').src !== src", arg=before)
     pressed = page.locator(".model").first.locator("[aria-pressed=true] .words").inner_text()
     shown_class = pressed.split(",")[0].split(" ✓")[0]
-    assert page.locator(".map").first.get_attribute("alt") == f"Saliency map for {shown_class}, by gradient"
+    assert page.locator(".map").first.get_attribute("alt") == f"Saliency map for {shown_class}, by saliency"
 
 
 def test_a_file_is_dropped_chosen_and_its_name_is_text(page, pictures, tmp_path):
@@ -463,7 +463,7 @@ def test_words_of_strangers_stay_words_and_methods_are_chosen(
     hostile = '<img src=x onerror="alert(1)"></script><b>'
     one = tinlab.Classifier(classifiers["first"].run, classifiers["first"].model, classifiers["first"].device)
     one.classes = tuple(ClassInfo(str(n), f"{hostile} {n}") for n in range(4))
-    methods = {"gradient": gradient, "turned_round": lambda *given: gradient(*given).flip(-1)}
+    methods = {"saliency": saliency, "turned_round": lambda *given: saliency(*given).flip(-1)}
     with threaded(make_service(models={hostile: one}, methods=methods), samples) as (host, port):
         opened = page.context.new_page()
         opened.set_default_timeout(10_000)

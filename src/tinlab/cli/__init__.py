@@ -21,7 +21,9 @@ from tinlab.cli import many  # noqa: F401
 from tinlab.cli import checks  # noqa: F401
 from tinlab.cli import measuring  # noqa: F401
 from tinlab.cli import comparing  # noqa: F401
+from tinlab.cli import ensembling  # noqa: F401
 from tinlab.cli import explain  # noqa: F401
+from tinlab.cli import export  # noqa: F401
 from tinlab.cli import serve  # noqa: F401
 from tinlab.cli import looking  # noqa: F401
 from tinlab.cli import data  # noqa: F401

@@ -143,7 +143,7 @@ def _show_calibration(found: Evaluation) -> None:
 
 
 def _show_classes(found: Evaluation, *, every: bool) -> None:
-    from tinlab.evaluation.classes import short_names
+    from tinlab.data.words import short_names
     from tinlab.runs import open_run
 
     print()

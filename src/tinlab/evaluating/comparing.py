@@ -13,10 +13,10 @@ import numpy as np
 
 from tinlab import runs
 from tinlab.data.pack import ClassInfo, Pack
+from tinlab.data.words import short_names
 from tinlab.errors import TinlabError
 from tinlab.evaluating.evaluation import notes
 from tinlab.evaluating.saved import predictions_of
-from tinlab.evaluation.classes import short_names
 from tinlab.evaluation.metrics import Judged, judge
 from tinlab.evaluation.pairs import Pair, pair
 from tinlab.evaluation.scores import Scores, scores

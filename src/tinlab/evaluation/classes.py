@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -138,12 +137,3 @@ def confused_pairs(
             )
         )
     return tuple(found)
-
-
-def short_names(classes: Sequence[ClassInfo]) -> list[str]:
-    """The first of each class's words, or all of them where two classes would read the same."""
-    first = [c.words.split(",")[0].strip() or c.id for c in classes]
-    often = Counter(first)
-    return [
-        name if often[name] == 1 else f"{c.words} ({c.id})" for name, c in zip(first, classes, strict=True)
-    ]

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinlab.augment.policy import Policy
-from tinlab.classifier import Classifier, Guess, pixels
+from tinlab.classifier import Classifier
+from tinlab.data.given import Guess, squares
 from tinlab.data.pack import UNLABELLED, ClassInfo, Pack, Split
 from tinlab.data.words import find_class, short_names
 from tinlab.errors import TinlabError
+from tinlab.evaluation.predict import normalised
 from tinlab.explain.attribution import METHODS, find_methods
 from tinlab.explain.drawing import Part, Picture, Row, enlarge, shade, sheet
 
@@ -59,12 +60,11 @@ def inputs_of(classifier: Classifier, images: Sequence[np.ndarray | Path]) -> tu
         [
             image
             if isinstance(image, np.ndarray) and image.shape == (shown.image_size, shown.image_size, 3)
-            else pixels(image, shown.image_size)
+            else squares([image], shown.image_size)[0]
             for image in images
         ]
     )
-    mean, std = torch.tensor(shown.mean), torch.tensor(shown.std)
-    return arrays, Policy((), mean, std, seed=0).normalise(torch.from_numpy(arrays))
+    return arrays, normalised(shown, torch.from_numpy(arrays))
 
 
 def from_split(

@@ -13,7 +13,6 @@ import numpy as np
 from tinlab.data.pack import ClassInfo, Pack, Split
 from tinlab.data.words import short_names
 from tinlab.errors import TinlabError
-from tinlab.evaluation.classes import short_names
 from tinlab.evaluation.metrics import Judged, Metrics
 from tinlab.report.record import Predictions, RunRecord
 

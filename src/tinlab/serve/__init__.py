@@ -2,7 +2,6 @@
 
 limits.py     what a request may ask for
 images.py     bytes from a stranger -> pixels; maps -> PNG
-saliency.py   attribution methods by name
 batcher.py    the queue, and the one thread that runs networks
 service.py    networks by name, behind that queue
 samples.py    images of val to try

@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from tinlab import __version__, report
 from tinlab.classifier import Classifier
 from tinlab.data.decode import ImageError, TooManyPixelsError
+from tinlab.data.given import guesses
 from tinlab.serve import images, schemas
 from tinlab.serve.batcher import BusyError, ClosedError, Job
 from tinlab.serve.form import Form, Held, Upload, busy, clean_name, read_form
@@ -299,9 +300,9 @@ class Api:
             return schemas.ModelAnswer(
                 model=name, guesses=[], error=f"{name} failed; the server's log says why."
             )
-        guesses = self.service.models[name].guesses(answer, top)
+        (found,) = guesses(answer[None], self.service.models[name].classes, top)
         return schemas.ModelAnswer(
-            model=name, guesses=[schemas.Guess(**asdict(guess)) for guess in guesses], error=None
+            model=name, guesses=[schemas.Guess(**asdict(guess)) for guess in found], error=None
         )
 
 

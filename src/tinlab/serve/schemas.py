@@ -66,7 +66,7 @@ class RequestLimits(BaseModel):
 
 class Models(BaseModel):
     models: list[ModelInfo]
-    methods: list[str] = Field(description="How /explain can explain.", examples=[["gradient"]])
+    methods: list[str] = Field(description="How /explain can explain.", examples=[["saliency", "grad_cam"]])
     limits: RequestLimits
 
 

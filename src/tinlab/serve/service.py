@@ -9,13 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from tinlab import classifier
 from tinlab.classifier import Classifier
 from tinlab.errors import TinlabError
+from tinlab.explain import attribution
 from tinlab.serve.batcher import Batcher, Lane
 from tinlab.serve.limits import Limits
-from tinlab.serve.saliency import METHODS, Method
+
+Method = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(model, float32 (B, 3, H, W), int64 (B,)) -> float32 (B, H, W)."""
+
+METHODS: dict[str, Method] = {
+    name: attribution.METHODS[name].attribute
+    for name in ("saliency", "smoothgrad", "integrated_gradients", "grad_cam", "occlusion")
+}
+"""How /explain can explain: the first is meant where none is named."""
 
 MAX_EXPLAINED = 8
 """Images of one explaining pass: it keeps its activations, and some methods multiply their inputs."""
