@@ -39,6 +39,7 @@ def range_chart(found: RangeTest) -> Figure:
                 ha=side,
                 color=colour,
                 fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )
     axes.grid(axis="y", color=GRID)
     axes.set_xlabel("learning rate", color=MUTED)
@@ -63,7 +64,7 @@ def overfit_chart(found: Overfit) -> Figure:
     for curve, label, colour, style in curves:
         above.plot(curve.steps, curve.losses, style, color=colour, markersize=3, linewidth=1.5, label=label)
         below.plot(curve.steps, curve.top1_percents, style, color=colour, markersize=3, linewidth=1.5)
-    above.axhline(found.chance_loss, color=WARM, linestyle="--", linewidth=1.2, label="without the image")
+    above.axhline(found.chance_loss, color=WARM, linestyle="--", linewidth=1.2, label="guessing")
     losses = (*found.training.losses, *found.evaluation.losses)
     if losses and max(losses) > 10 * min(losses) > 0:
         above.set_yscale("log")

@@ -161,7 +161,7 @@ def look_at(run: Run, pack: Pack, device_name: str) -> Look:
                 layer.momentum = None  # a plain mean over the batches
         again.train()
         right(again)
-        renewed = right(again.eval())
+        renewed = right(again.train(False))
     few = slice(0, MOST_IN_PASSES)
     with torch.no_grad():
         logits = forward(model.eval(), shown, images[few], recipe.compute)  # (N, classes)
@@ -317,7 +317,7 @@ def _unmoved(evidence: Evidence, look: Look, begin: float, end: float) -> Iterat
     yield Finding(
         "the learning rate is too low",
         f"the weights moved by {100 * look.moved:.2g}% of their length in {evidence.steps} steps, and the "
-        f"loss went from {begin:.3f} to {end:.3f}, where {evidence.chance_loss:.3f} takes no look at one",
+        f"loss went from {begin:.3f} to {end:.3f}, where guessing gives {evidence.chance_loss:.3f}",
         f"--set optimizer.peak_lr={rate * factor:.1g}, at which they would move by about {MOVED:.0%}, or let "
         "'tinlab lr-find' find one; or more --steps",
     )
@@ -329,7 +329,7 @@ def _all_alike(evidence: Evidence, look: Look, end: float) -> Iterator[Finding]:
         yield Finding(
             "the network gives every image the same answer",
             f"its logits differ between images by {look.spread:.1%} of what they differ between classes; the "
-            f"loss is {end:.3f}, and {evidence.chance_loss:.3f} is what the labels' shares alone give",
+            f"loss is {end:.3f}, and guessing by the labels' shares gives {evidence.chance_loss:.3f}",
             f"another rate, such as --set optimizer.peak_lr={rate / 10:.2g}; another model.init; "
             "for a deep network without batch norm or shortcuts, a shallower one",
         )
