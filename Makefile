@@ -35,3 +35,4 @@ bench: setup
 	$(BIN)/python benchmarks/tuning.py
 	$(BIN)/python benchmarks/depth.py
 	$(BIN)/python benchmarks/augment.py
+	$(BIN)/python benchmarks/inference.py

@@ -52,8 +52,9 @@ def test_help_is_quick_and_lists_the_commands():
     began = time.perf_counter()
     shown = ok("--help")
     assert time.perf_counter() - began < 5  # half a second on a quiet machine; torch alone takes longer
-    work = ("demo", "train", "study", "search", "evaluate", "report")
-    for command in (*work, "runs", "recipes", "models", "augment", "data", "results"):
+    work = ("demo", "train", "study", "search", "lr-find", "overfit", "evaluate", "report", "compare")
+    after = ("ensemble", "submit", "explain", "export", "serve")
+    for command in (*work, *after, "runs", "recipes", "models", "augment", "data", "results"):
         assert f" {command} " in shown
     imported = subprocess.run(
         [

@@ -9,7 +9,7 @@ import tinlab
 
 SOURCES = Path(tinlab.__file__).parent
 ORDER = [
-    "errors", "files", "tuning", "recipe",
+    "errors", "files", "drawing", "tuning", "recipe",
     "data", "augment", "models", "recipes",
     "compute", "ranks", "runs", "evaluation", "training", "networks",
     "classifier", "evaluating", "explain", "checks", "export",

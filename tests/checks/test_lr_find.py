@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tinlab.checks.charts import range_chart
-from tinlab.checks.lr_find import _Recorder, climbing_recipe, concluded, lr_find, marked, smooth
-from tinlab.checks.trial_runs import CheckStopped, Enough, scratch
+from tinlab.checks.lr_find import climbing_recipe, concluded, lr_find, marked, smooth
+from tinlab.checks.trial_runs import CheckStopped, scratch
 from tinlab.drawing import save_png
 from tinlab.errors import TinlabError
 from tinlab.recipe import Data, Flip, Model, Optimizer, Recipe, Schedule, changed
@@ -113,34 +113,6 @@ def test_it_is_deterministic_and_leaves_nothing(found, recipe, shapes_pack, tmp_
     again = lr_find(recipe, shapes_pack, device="cpu", steps=120)
     assert again == found
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_losses_are_those_of_each_step_where_the_loop_tells_means(recipe, shapes_pack, tmp_path):
-    climbing = climbing_recipe(changed(recipe, ["schedule.batch_size=2"]), 1e-4, 1e-2, 20)
-    recorder = _Recorder(climbing, None)
-    with pytest.raises(Enough):
-        loop.train(climbing, shapes_pack, tmp_path, device="cpu", watch=recorder)
-    assert recorder.rates == pytest.approx(np.geomspace(1e-4, 1e-2, 20))
-    (run,) = tmp_path.iterdir()
-    from tinlab.runs import open_run
-
-    means = [point["loss"] for point in open_run(run).metrics()]
-    assert len(means) == 6  # of three steps each; 108 images are 54 batches
-    assert np.reshape(recorder.losses[:18], (6, 3)).mean(axis=1) == pytest.approx(means, rel=1e-5)
-
-
-def test_a_loop_that_tells_only_means_gives_points_in_the_middle(recipe):
-    climbing = climbing_recipe(recipe, 1e-4, 1e-2, 21)
-    recorder = _Recorder(climbing, None)
-    for step in (3, 6, 9):
-        recorder(
-            loop.Progress(
-                step=step, total_steps=21, epoch=step / 60, images_per_second=1, loss=float(step),
-                top1_percent=0, image_size=32, seconds_left=0, held_out="tune", held_out_top1_percent=None,
-            )
-        )  # fmt: skip
-    assert recorder.losses == pytest.approx([3, 6, 9])
-    assert recorder.rates == pytest.approx(np.geomspace(1e-4, 1e-2, 21)[[1, 4, 7]])
 
 
 def test_the_rest_of_the_recipe_stays(recipe):

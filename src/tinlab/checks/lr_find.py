@@ -28,7 +28,6 @@ from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
 from tinlab.recipe import Recipe, Schedule
 from tinlab.training import loop
-from tinlab.training.curves import POINTS_PER_EPOCH
 from tinlab.training.schedule import learning_rate
 
 KEPT = 0.95
@@ -130,6 +129,7 @@ def lr_find(
                 device=device,
                 checkpoint_seconds=math.inf,
                 final_split="tune",
+                log_every=1,
                 watch=recorder,
             )
         except Enough:
@@ -241,16 +241,11 @@ def marked(rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[f
 
 
 class _Recorder:
-    """A watcher that notes the loss of each step, and ends the training where that is enough.
-
-    The loop tells the mean over the steps since the curve's last point: of a step more, and a step more, or
-    on a GPU only of all of them.
-    """
+    """A watcher that notes the loss of each step, and ends the training where that is enough."""
 
     def __init__(self, climbing: Recipe, watch: loop.Watcher | None) -> None:
         self._recipe = climbing
         self._watch = watch
-        self._told = (0, 0, 0.0)  # window, steps in it, sum of their losses
         self.rates: list[float] = []
         self.losses: list[float] = []
         self.rose = False
@@ -258,15 +253,8 @@ class _Recorder:
     def __call__(self, progress: loop.Progress) -> None:
         if self._watch is not None:
             self._watch(progress)
-        steps_per_epoch = progress.step / progress.epoch
-        length = max(1, round(steps_per_epoch / POINTS_PER_EPOCH))
-        window, place = divmod(progress.step - 1, length)
-        before, total_before = self._told[1:] if self._told[0] == window else (0, 0.0)
-        steps, total = place + 1, progress.loss * (place + 1)
-        self._told = (window, steps, total)
-        self.losses.append((total - total_before) / (steps - before))
-        since = progress.step - (steps - before)
-        self.rates.append(math.sqrt(self._rate(since, progress) * self._rate(progress.step - 1, progress)))
+        self.losses.append(progress.loss)
+        self.rates.append(self._rate(progress.step - 1, progress))
         smoothed = smooth(self.losses)
         self.rose = smoothed[-1] > TOO_HIGH * min(smoothed)
         if self.rose or progress.step == progress.total_steps:

@@ -88,14 +88,17 @@ def train(
     device: str = "auto",
     checkpoint_seconds: float = 300,
     final_split: str = "val",
+    log_every: int | None = None,
     watch: Watcher | None = None,
     started: Callable[[Run], None] | None = None,
 ) -> Run:
     """Train `recipe` on `pack` in a new run folder inside `out`, and measure it on `final_split`.
 
     A checkpoint is written every `checkpoint_seconds` (0: after every step), after each stage and at the end.
-    `started` is told the run once its folder is there; `watch` is told the progress. What selects, such as a
-    search, measures on `tune` in the end, so that it never looks at `val`. Under torchrun all ranks train
+    The training curve gets a point every `log_every` steps, by default POINTS_PER_EPOCH in a pass over the
+    data. `started` is told the run once its folder is there; `watch` is told the progress, and what it raises
+    ends the run there and then. What selects, such as a search, measures on `tune` in the end, so that it
+    never looks at `val`. Under torchrun all ranks train
     together, and one that torchrun has started again goes on with the run that was begun. Raises
     TrainingStopped after a signal, Diverged when the loss is not finite, TinlabError for a recipe that does
     not fit the pack, or where another rank is gone.
@@ -110,7 +113,7 @@ def train(
             run = again or runs.create(out, recipe, seed, pack, preprocessing(recipe, pack))
             path = str(run.path.resolve()) if ranks.count > 1 else str(run.path)
         run = runs.open_run(ranks.text(path, chosen))
-        return _go(run, pack, chosen, ranks, checkpoint_seconds, final_split, watch, started)
+        return _go(run, pack, chosen, ranks, checkpoint_seconds, final_split, log_every, watch, started)
 
 
 def resume(
@@ -137,7 +140,7 @@ def resume(
             f"{run.pack_digest[:12]}); name that one with --data"
         )
     with joined(resolve_device(device)) as (ranks, chosen):
-        return _go(run, pack, chosen, ranks, checkpoint_seconds, final_split, watch, started)
+        return _go(run, pack, chosen, ranks, checkpoint_seconds, final_split, None, watch, started)
 
 
 def _begun(out: Path, recipe: Recipe, seed: int, pack: Pack) -> Run | None:
@@ -156,6 +159,7 @@ def _go(
     ranks: Ranks,
     checkpoint_seconds: float,
     final_split: str,
+    log_every: int | None,
     watch: Watcher | None,
     started: Callable[[Run], None] | None,
 ) -> Run:
@@ -169,7 +173,9 @@ def _go(
             if before := run.environment:
                 environment = {**before, "resumed": [*before.get("resumed", []), environment]}
             write_json(run.path / "environment.json", environment)
-        job = _Job(run, pack, device, ranks, checkpoint_seconds, watch if ranks.first else None, stop)
+        job = _Job(
+            run, pack, device, ranks, checkpoint_seconds, log_every, watch if ranks.first else None, stop
+        )
         try:
             job.train(final_split)
         except (RuntimeError, MemoryError) as error:
@@ -195,11 +201,13 @@ class _Job:
         device: torch.device,
         ranks: Ranks,
         checkpoint_seconds: float,
+        log_every: int | None,
         watch: Watcher | None,
         stop: StopRequest,
     ) -> None:
         self.run, self.pack, self.device, self.ranks = run, pack, device, ranks
-        self.checkpoint_seconds, self.watch, self.stop = checkpoint_seconds, watch, stop
+        self.checkpoint_seconds, self.log_every = checkpoint_seconds, log_every
+        self.watch, self.stop = watch, stop
         self.spans = spans(run.recipe, pack, run.seed)
         self.total_steps = self.spans[-1].end_step
         self.held_out = pack.split("tune" if run.recipe.data.train_split == "train" else "val")
@@ -239,6 +247,7 @@ class _Job:
         """The steps of one stage."""
         span, recipe, state, seed = setup.span, setup.recipe, self.state, self.run.seed
         knobs, policy, device, stop = recipe.optimizer, setup.policy, self.device, self.stop
+        log_every = self.log_every or span.log_every
         setup.frozen.train()
         while state.step < span.end_step:
             step = state.step - span.first_step
@@ -277,7 +286,7 @@ class _Job:
             self.meter.add(loss, penalty, correct, len(batch.labels))
             setup.depth.count(state)
             at_end = state.step == span.end_step
-            logging = (step + 1) % span.log_every == 0 or at_end
+            logging = (step + 1) % log_every == 0 or at_end
             stopping = stop.signal_number
             saving = at_end or time.perf_counter() - self.saved_at >= self.checkpoint_seconds
             # On a GPU this is where the host waits for it; on a CPU there is nothing to wait for.
