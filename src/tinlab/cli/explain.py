@@ -77,6 +77,7 @@ def explain(
     from tinlab import explain as room
     from tinlab.data.pack import Pack
     from tinlab.data.places import open_data
+    from tinlab.evaluating import predictions_of
     from tinlab.runs import open_run
 
     asked = {"--filters": filters, "--errors": errors, "--label-errors": label_errors, "--sanity": sanity}
@@ -107,11 +108,12 @@ def explain(
         return open_data(data) if data else Pack.open(first.pack)
 
     if mode in ("errors", "label-errors"):
-        about: dict[str, Any] = {"split": split, "most": top, "device": device, "pack": pack()}
+        about: dict[str, Any] = {"split": split, "device": device, "pack": open_data(data) if data else None}
         if audit:
-            about["audit"] = _audit(about["pack"])
+            predictions_of(runs[0], **about)  # what can go wrong does so before the audit
+            about["audit"] = _audit(pack())
         show = room.errors_sheet if mode == "errors" else room.label_errors_sheet
-        picture, listed = show(runs[0], **about)
+        picture, listed = show(runs[0], most=top, **about)
         write_picture(picture.image, place, json, alt=picture.alt, **{mode.replace("-", "_"): listed})
         return
     networks = [classifier.load(run, device) for run in runs]
