@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, Device, app, write_picture
+from tinlab.cli.common import AsJson, Device, app, write_picture
 from tinlab.errors import TinlabError
 
 METHODS_HELP = (
@@ -20,7 +20,9 @@ METHODS_HELP = (
 @app.command()
 def explain(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    data: DataOption = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A pack or a data set. Default: the first run's.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Where images come from.")] = "val",
     images: Annotated[
         int | None,
@@ -99,6 +101,7 @@ def explain(
             "--layer": (layer is not None, ("filters",)),
             "--by": (by is not None, ("filters",)),
             "--audit": (audit, ("label-errors",)),
+            "--out": (out is not None, ("explain", "filters", "errors", "label-errors")),
         },
     )
     place = out or Path(f"{mode}.png")
