@@ -70,6 +70,7 @@ def test_the_sanity_check_prints_a_table(run):
         (("--images", 0), "images is 0"),
         (("--errors", "--filters"), "give one of them"),
         (("--errors", "--index", 3), "--index is for maps and --sanity, not for --errors"),
+        (("--sanity", "--out", "a.png"), "not for --sanity"),
         (("--audit",), "--audit is for --label-errors, not for maps"),
         (("--errors", "--split", "test"), "never published"),
         (("--filters", "--layer", "nowhere"), "no layer of the network"),

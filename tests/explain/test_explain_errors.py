@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
@@ -17,6 +19,7 @@ from tinlab.explain.errors import (
     label_errors_sheet,
     seen_in_training,
 )
+from tinlab.files import read_json, write_json
 
 
 def logits_of(probabilities):
@@ -140,6 +143,15 @@ def test_a_sheet_of_errors(run):
         errors_sheet(run.path, split="test")
     with pytest.raises(TinlabError, match="0 images cannot be shown"):
         errors_sheet(run.path, most=0)
+
+
+def test_images_of_a_pack_that_has_changed_are_not_shown(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    about = read_json(copy / "run.json")
+    write_json(copy / "run.json", {**about, "pack_digest": "0" * 32})
+    with pytest.raises(TinlabError, match="has changed since"):
+        errors_sheet(copy)
 
 
 def test_a_sheet_of_label_errors_marks_what_the_audit_found(run, shapes_pack):

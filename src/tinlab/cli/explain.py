@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, Device, app, write_picture
+from tinlab.cli.common import AsJson, Device, app, write_picture
 from tinlab.errors import TinlabError
 
 METHODS_HELP = (
@@ -20,7 +20,9 @@ METHODS_HELP = (
 @app.command()
 def explain(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    data: DataOption = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A pack or a data set. Default: the first run's.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Where images come from.")] = "val",
     images: Annotated[
         int | None,
@@ -77,6 +79,7 @@ def explain(
     from tinlab import explain as room
     from tinlab.data.pack import Pack
     from tinlab.data.places import open_data
+    from tinlab.evaluating import predictions_of
     from tinlab.runs import open_run
 
     asked = {"--filters": filters, "--errors": errors, "--label-errors": label_errors, "--sanity": sanity}
@@ -98,6 +101,7 @@ def explain(
             "--layer": (layer is not None, ("filters",)),
             "--by": (by is not None, ("filters",)),
             "--audit": (audit, ("label-errors",)),
+            "--out": (out is not None, ("explain", "filters", "errors", "label-errors")),
         },
     )
     place = out or Path(f"{mode}.png")
@@ -107,11 +111,12 @@ def explain(
         return open_data(data) if data else Pack.open(first.pack)
 
     if mode in ("errors", "label-errors"):
-        about: dict[str, Any] = {"split": split, "most": top, "device": device, "pack": pack()}
+        about: dict[str, Any] = {"split": split, "device": device, "pack": open_data(data) if data else None}
         if audit:
-            about["audit"] = _audit(about["pack"])
+            predictions_of(runs[0], **about)  # what can go wrong does so before the audit
+            about["audit"] = _audit(pack())
         show = room.errors_sheet if mode == "errors" else room.label_errors_sheet
-        picture, listed = show(runs[0], **about)
+        picture, listed = show(runs[0], most=top, **about)
         write_picture(picture.image, place, json, alt=picture.alt, **{mode.replace("-", "_"): listed})
         return
     networks = [classifier.load(run, device) for run in runs]

@@ -241,7 +241,10 @@ def _predicted(
     if most < 1:
         raise TinlabError(f"{most} images cannot be shown; give 1 or more")
     opened = open_run(run)
-    rows = (pack or Pack.open(opened.pack)).split(split)
+    used = pack or Pack.open(opened.pack)
+    if pack is None and used.digest != opened.pack_digest:
+        raise TinlabError(f"{used.path} has changed since {run} was trained on it; name its pack with --data")
+    rows = used.split(split)
     if not rows.labelled:
         raise TinlabError(f"the labels of '{split}' were never published, so errors on it are not known")
     predictions = predictions_of(run, split=split, pack=pack, device=device)

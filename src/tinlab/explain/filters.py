@@ -225,9 +225,9 @@ def filters_sheet(
         ]
         count = min(len(split), images or len(split))
         among = f"{count:,} images" if count == len(split) else f"{count:,} of {len(split):,} images"
-        how = "at its strongest place" if by == "max" else "on average"
+        what = "highest value" if by == "max" else "mean"
         note = (
-            f"Of {among} of {split.name}, those in which the channel is strongest {how}, strongest first. "
+            f"Of {among} of {split.name}, those in which the channel's {what} is largest, largest first. "
             f"The channels are drawn at random from {place.channels}."
         )
         parts.append(Part(f"Images that excite channels of {place.layer} most", rows, [note]))
