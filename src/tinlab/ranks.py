@@ -165,6 +165,10 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         raise TinlabError(f"the ranks cannot find each other ({reason})") from error
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size()), device
+    except RuntimeError as error:
+        if not lost(error):
+            raise
+        raise TinlabError(f"another of the {count} ranks is gone; start them again") from error
     finally:
         dist.destroy_process_group()
 

@@ -63,9 +63,9 @@ class Marks:
 
 @dataclass(frozen=True)
 class RangeTest:
-    """A finished test. `rates`, `losses` and `smoothed` have a value a step. `ended`: at the range's end, where
-    the loss rose, or where it was not finite any more. `recommended` is None where the loss did not fall;
-    `why` says why it is recommended, or what to try; `assignments` put it into a recipe."""
+    """A finished test. `rates`, `losses` and `smoothed` have a value a step. `ended`: at the range's end,
+    where the loss rose, or where it was not finite any more. `recommended` is None where the loss did not
+    fall; `why` says why it is recommended, or what to try; `assignments` put it into a recipe."""
 
     recipe: Recipe
     image_size: int

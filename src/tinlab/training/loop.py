@@ -98,10 +98,9 @@ def train(
     The training curve gets a point every `log_every` steps, by default POINTS_PER_EPOCH in a pass over the
     data. `started` is told the run once its folder is there; `watch` is told the progress, and what it raises
     ends the run there and then. What selects, such as a search, measures on `tune` in the end, so that it
-    never looks at `val`. Under torchrun all ranks train
-    together, and one that torchrun has started again goes on with the run that was begun. Raises
-    TrainingStopped after a signal, Diverged when the loss is not finite, TinlabError for a recipe that does
-    not fit the pack, or where another rank is gone.
+    never looks at `val`. Under torchrun all ranks train together, and ranks that it has started again go on
+    with the run that they had begun. Raises TrainingStopped after a signal, Diverged when the loss is not
+    finite, TinlabError for a recipe that does not fit the pack, or where another rank is gone.
     """
     recipe_fits(recipe, pack)
     # What is missing is told before there is a run.
@@ -183,8 +182,8 @@ def _go(
                 raise job.out_of_memory(error) from error
             if ranks.count > 1 and lost(error):
                 raise TinlabError(
-                    f"rank {ranks.rank} of {ranks.count} has lost another one; go on with: tinlab train "
-                    f"--resume {run.path}, on as many ranks as there are"
+                    f"another of the {ranks.count} ranks is gone; go on with: tinlab train --resume "
+                    f"{run.path}, on as many ranks as there are"
                 ) from error
             raise
         ranks.wait()  # until the result is there for all
