@@ -173,7 +173,9 @@ class ChannelPruning(Knobs):
 
     kind: Literal["channels"] = "channels"
     share: Annotated[float, Field(ge=0, lt=1)]
-    """Of the channels that the network has at that point, over all layers together."""
+    """Of the channels that the network has at that point."""
+    scope: Literal["layer", "network"] = "layer"
+    """`layer`: the same share of each layer's channels; `network`: the weakest of all layers together."""
     keep: tuple[str, ...] = ()
     """Patterns of layers whose channels are left alone; the classifier's always are."""
 

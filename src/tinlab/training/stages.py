@@ -174,6 +174,7 @@ class Setup:
             cut = prune_channels(
                 model,
                 prune.share,
+                scope=prune.scope,
                 classifier=models.find(recipe.model.name, shown.image_size).classifier,
                 leave=prune.keep,
                 image_size=shown.image_size,
