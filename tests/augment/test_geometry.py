@@ -97,16 +97,17 @@ def test_perspective_is_torchvisions(tv):
 
 
 @pytest.mark.parametrize(("fill", "mode"), [("reflect", "reflect"), ("edge", "nearest")])
-def test_what_lies_outside_is_scipys(fill, mode):
+@pytest.mark.parametrize(("right", "down"), [(0.3, -0.2), (1.0, -1.0)])  # the latter past the mirror image
+def test_what_lies_outside_is_scipys(fill, mode, right, down):
     x = images(1, 40, 40)
     turn = ops.Rotate(degrees=both(28.0))
-    move = ops.Translate(right_fraction=both(0.3), down_fraction=both(-0.2))
+    move = ops.Translate(right_fraction=both(right), down_fraction=both(down))
     found = apply((turn, move, ops.Resampling(fill=fill)), x)[0]
     c, s = math.cos(math.radians(28)), math.sin(math.radians(28))
     # From the new to the old place, as (row, column): shift back, then turn back about the centre.
     matrix = np.array([[c, s], [-s, c]])
     centre = np.array([19.5, 19.5])
-    offset = centre + matrix @ (-centre - np.array([-0.2 * 40, 0.3 * 40]))
+    offset = centre + matrix @ (-centre - np.array([down * 40, right * 40]))
     for channel in range(3):
         expected = ndimage.affine_transform(
             x[0, :, :, channel].numpy().astype(np.float64), matrix, offset, order=1, mode=mode

@@ -199,9 +199,8 @@ def _cubic(distance: Tensor) -> Tensor:
 
 
 def _reflect(places: Tensor, length: int) -> Tensor:
-    """Fold places, in pixels from the image's edge, back into it, in place; beyond one mirror image on
-    either side they stay outside."""
-    return places.abs_().sub_(length).abs_().neg_().add_(length)
+    """Fold places, in pixels from the image's edge, back into it, in place."""
+    return places.remainder_(2 * length).sub_(length).abs_().neg_().add_(length)
 
 
 def boxes(matrix: Tensor, height: int, width: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -225,8 +224,8 @@ def warp(
     """Apply any matrix: uint8 or float32 (B, C, H, W) -> float32 (B, C, size, size).
 
     `matrix` is (B, 3, 3); where `bends` is false its third row is (0, 0, 1) (no perspective). `fill` is what
-    lies outside: `reflect` (the mirror image and, beyond that, its outermost pixels), `edge`, or a colour a
-    channel. Nothing is antialiased: shrinking belongs to `resample`.
+    lies outside: `reflect` (the mirror image, and beyond that its own), `edge`, or a colour. Nothing is
+    antialiased: shrinking belongs to `resample`.
     """
     batch, channels, height, width = planes.shape
     places = _places(matrix, size, height, width, bends)  # (2, B, size, size)
@@ -255,9 +254,7 @@ def _places(matrix: Tensor, size: int, height: int, width: int, bends: bool) -> 
 
 def _bilinear(planes: Tensor, places: Tensor, mirrored: bool) -> Tensor:
     """Blend the four pixels about each place: (B, C, size, size)."""
-    outside = "border"
-    if mirrored:
-        outside, places = "reflection", places.clamp(-5, 3)  # as far as `_reflect` mirrors
+    outside = "reflection" if mirrored else "border"
     return F.grid_sample(planes, places.permute(1, 2, 3, 0), padding_mode=outside, align_corners=False)
 
 
