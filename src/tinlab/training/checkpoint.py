@@ -169,11 +169,15 @@ def load_measured(place: Path, model: nn.Module, device: torch.device, averaged:
 
 def load_weights(place: Path, model: nn.Module, device: torch.device) -> None:
     """Load the parameters and buffers of checkpoint `place` into `model`, all names and shapes alike."""
-    try:
-        model.load_state_dict(_load_tensors(place / "model.safetensors", device))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise TinlabError(f"{place} does not belong to this recipe: {reason}") from error
+    found, own = _load_tensors(place / "model.safetensors", device), model.state_dict()
+    strange = [n for n in own.keys() | found.keys() if n not in own or n not in found]
+    strange = strange or [name for name, tensor in found.items() if tensor.shape != own[name].shape]
+    if strange:
+        raise TinlabError(
+            f"{place} does not belong to this recipe, or was written by another version of tinlab: "
+            f"{len(strange)} of its tensors do not fit the network, such as '{min(strange)}'"
+        )
+    model.load_state_dict(found)
 
 
 def _checkpoints(run: Path) -> list[Path]:
