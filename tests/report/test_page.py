@@ -120,7 +120,7 @@ def test_the_numbers_are_those_of_the_predictions(run: Path, pack: Pack) -> None
     assert f"{metrics.top1_percent:.2f}% of 1,000 validation images right" in text
     assert f"{52 - metrics.top1_percent:.1f} points below the paper’s 52%" in text
     assert f"right ({low:.2f} to {high:.2f}%), " in text
-    assert "; guessing would get 5.0%." in text
+    assert "; guessing would get 5%." in text
     for shown in (metrics.top5_percent, metrics.calibration_error_percent):
         assert f"{shown:.2f}%" in text
     assert f"{metrics.loss:.3f}" in text

@@ -197,7 +197,7 @@ def _pruning(
         for name, before, after in counted
         if after < before
     ]
-    before, after = (sum(row[place] for row in counted) for place in (1, 2))
+    before, after = sum(row[1] for row in counted), sum(row[2] for row in counted)
     return Pruning(
         of=of,
         before=before,

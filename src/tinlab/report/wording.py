@@ -294,9 +294,10 @@ def pruning_sentence(found: Pruning) -> str:
     """How much was taken out."""
     less = 100 * (found.parameters_before - found.parameters) / found.parameters_before
     what = "set to zero" if found.of == "weights" else "taken out"
+    where = "convolutions and fully connected layers" if found.of == "weights" else "convolutions"
     return (
-        f"{found.gone_percent:.1f}% of the {found.of} of convolutions and fully connected layers were "
-        f"{what}: {found.parameters:,} of {found.parameters_before:,} parameters are left ({less:.1f}% less)."
+        f"{found.gone_percent:.1f}% of the {found.of} of {where} were {what}: "
+        f"{found.parameters:,} of {found.parameters_before:,} parameters are left ({less:.1f}% less)."
     )
 
 
@@ -329,8 +330,10 @@ def comparison_sentence(found: Comparison) -> str:
         return "The runs’ errors cannot be compared: one of them is right, or wrong, everywhere."
     a, b, alike = max(pairs, key=lambda row: row[2].error_correlation_images or 0.0)
     either = 100 - alike.both_wrong_percent
+    both = f"{found.members[a].letter} and {found.members[b].letter}"
+    lead = f"{both} err most alike: they are" if len(found.members) > 2 else f"{both} are"
     return (
-        f"{found.members[a].letter} and {found.members[b].letter} err most alike: they are wrong together on "
+        f"{lead} wrong together on "
         f"{alike.both_wrong_percent:.1f}% of the images and at least one of them is right on {either:.1f}% "
         f"(correlation of errors {alike.error_correlation_images:.2f}). Where errors correlate little, an "
         "ensemble of the two has something to gain."
@@ -392,7 +395,7 @@ def _against_chance(top1: float, metrics: Metrics | None) -> str:
     if metrics is None or metrics.classes < 2:
         return ""
     chance = 100 * max(metrics.per_class_images) / metrics.images
-    shown = f"{chance:.1f}%" if chance < 10 else f"{chance:.0f}%"
+    shown = f"{chance:.3g}%"
     if metrics.top1_interval_percent[0] <= chance:
         side = "worse" if metrics.top1_interval_percent[1] < chance else "no better"
         return f"; that is {side} than guessing ({shown})"
