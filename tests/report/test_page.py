@@ -21,7 +21,10 @@ from tinlab.evaluation.metrics import measure
 from tinlab.report.page import write_report
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
-SECTIONS = ["curves", "classes", "confusions", "calibration", "errors", "recipe", "environment"]
+SECTIONS = [
+    "curves", "paper", "accuracy", "classes", "confusions", "calibration", "errors", "labels",
+    "explanations", "recipe", "environment", "repeat",
+]  # fmt: skip
 
 
 class _Page(HTMLParser):
@@ -116,7 +119,8 @@ def test_the_numbers_are_those_of_the_predictions(run: Path, pack: Pack) -> None
     low, high = metrics.top1_interval_percent
     assert f"{metrics.top1_percent:.2f}% of 1,000 validation images right" in text
     assert f"{52 - metrics.top1_percent:.1f} points below the paper’s 52%" in text
-    assert f"95% interval {low:.2f} to {high:.2f}%" in text
+    assert f"right ({low:.2f} to {high:.2f}%), " in text
+    assert "; guessing would get 5%." in text
     for shown in (metrics.top5_percent, metrics.calibration_error_percent):
         assert f"{shown:.2f}%" in text
     assert f"{metrics.loss:.3f}" in text
@@ -192,7 +196,15 @@ def test_a_run_that_has_just_begun(run: Path) -> None:
     page = _page(run)
     assert "Not finished, and nothing was measured yet." in page.text
     assert "0 epochs of 30" in page.text
-    assert page.sections == ["curves", "classes", "recipe", "environment"]
+    assert page.sections == [
+        "curves",
+        "paper",
+        "classes",
+        "explanations",
+        "recipe",
+        "environment",
+        "repeat",
+    ]
 
 
 def test_a_run_that_was_killed(run: Path) -> None:
@@ -243,7 +255,7 @@ def test_without_predictions_the_result_is_shown(run: Path) -> None:
     (run / "predictions" / "val.safetensors").unlink()
     text = _page(run).text
     assert "61.25% of 1,000 validation images right, 9.2 points above the paper’s 52%" in text
-    assert "95% interval" not in text
+    assert "interval" not in text
 
 
 def test_unlabelled_predictions_are_not_judged(run: Path) -> None:

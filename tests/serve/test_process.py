@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from browser import browser, open_page
 from made_files import encoded
 from PIL import Image
 
@@ -25,11 +26,6 @@ from tinlab.explain.attribution import saliency
 from tinlab.serve import server
 from tinlab.serve.api import build
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 KIND = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
@@ -332,22 +328,10 @@ def test_slow_heads_are_cut_off(make_service, samples, monkeypatch, pictures):
 @pytest.fixture(scope="module")
 def page(started):
     """A page of headless Chromium, with what it asked for and complained of."""
-    if not CHROMIUM.is_file():
-        pytest.skip(f"needs {CHROMIUM}")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        opened = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-        opened.set_default_timeout(10_000)
-        opened.complaints, opened.asked = [], []
-        opened.on("console", lambda message: opened.complaints.append(message.text))
-        opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
-        opened.on("request", lambda request: opened.asked.append(request.url))
-        opened.goto(started.address)
+    with browser() as chromium:
+        opened = open_page(chromium, started.address)
         opened.wait_for_selector("#samples img")
         yield opened
-        browser.close()
 
 
 def shown(page):

@@ -15,11 +15,13 @@ import pytest
 from command_line import fails
 
 from tinlab import runs
+from tinlab.drawing import INK
 from tinlab.files import write_json
 from tinlab.recipe import changed
+from tinlab.report.page import write_report
 from tinlab.study.attempt import Settings
 from tinlab.study.comparison import over_seeds
-from tinlab.study.page import differing_fields, render, verdict, write_study
+from tinlab.study.page import differing_fields, read_part, render, verdict, write_study
 from tinlab.study.plan import Study
 from tinlab.study.run import run_study
 from tinlab.study.summary import interval_note, shown_difference, shown_mean, summarise
@@ -115,6 +117,18 @@ def test_the_page_stands_alone(done):
     assert "&lt;b&gt;" in render(
         replace(done, study=done.study.model_copy(update={"summary": "<b>"})), lines, "<svg></svg>"
     )
+
+
+def test_a_report_has_the_study_on_top_of_its_runs(done, tmp_path):
+    part, shown = read_part(done.folder)
+    assert part.recipes == [line.recipe for line in summarise(done)]
+    firsts = [row for row in done.rows if row.status == "finished" and row.seed == done.study.seeds[0]]
+    assert shown == [done.folder / row.run for row in firsts]
+    text = write_report(shown, study=part, explain=False, out=tmp_path / "page.html").read_text()
+    places = [text.index(f'id="{name}"') for name in ("study", "comparison", "curves", "run-A", "run-B")]
+    assert places == sorted(places)
+    assert "var(--ink)" in text
+    assert INK not in text.split('<figure class="drawn"')[1].split("</figure>")[0]
 
 
 def test_a_signal_saves_every_run_and_the_same_command_goes_on(recipe_file, shapes_pack, tmp_path):

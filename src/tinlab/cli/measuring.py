@@ -11,7 +11,6 @@ from tinlab import terminal
 from tinlab.cli.common import (
     RUNS,
     AsJson,
-    DataOption,
     Device,
     OtherDataOption,
     Out,
@@ -216,30 +215,52 @@ def _show_robustness(found: Robustness) -> None:
 
 @app.command()
 def report(
-    run: RunArgument,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: RUN/report.html.")] = None,
-    data: DataOption = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RUN…", help="Run folders; with --study, by default some of the study's."),
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A study's folder: its table and chart on top.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Default: RUN/report.html; report.html here for several; FOLDER/report.html for a study.",
+        ),
+    ] = None,
+    data: OtherDataOption = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain/--no-explain", help="Explain a handful of images, which takes some seconds."),
+    ] = True,
+    device: Device = "auto",
     json: AsJson = False,
 ) -> None:
-    """Write the run's page: one self-contained HTML file."""
-    from tinlab.data.pack import Pack
+    """Write a page on a run, or one that compares several: one self-contained HTML file."""
     from tinlab.data.places import open_data
     from tinlab.report.page import write_report
-    from tinlab.runs import open_run
+    from tinlab.report.sections import own_pack
 
+    folders = list(runs or [])
+    if not folders and study is None:
+        raise TinlabError("no run is named; 'tinlab runs' lists those there are")
+    part = None
+    if study is not None:
+        from tinlab.study.page import read_part
+
+        part, own = read_part(study)
+        folders = folders or own
+        out = out or study / "report.html"
     pack = open_data(data) if data else None
-    if pack is None:
-        opened = open_run(run)
+    for folder in folders if pack is None else ():
         try:
-            pack = Pack.open(opened.pack)
-            if pack.digest != opened.pack_digest:
-                raise TinlabError(f"{pack.path} has changed since {run} was trained on it")
+            own_pack(folder)
         except TinlabError as error:
-            terminal.say(f"without pictures: {error}")
-            pack = None
-    page = write_report(run, out=out, pack=pack)
+            terminal.say(f"without pictures of {folder.name}: {error}")
+    page = write_report(folders, out=out, pack=pack, explain=explain, study=part, device=device)
     if json:
-        terminal.show_json({"report": str(page.resolve())})
+        terminal.show_json({"report": str(page.resolve()), "runs": [str(folder) for folder in folders]})
     else:
         print(f"report: {page.resolve()}")
 

@@ -129,7 +129,7 @@ def compare(
         images=len(first.labels),
         members=tuple(
             Member(
-                letter=_letter(place),
+                letter=letter(place),
                 name=name,
                 run=str(run.path),
                 recipe=run.recipe.name,
@@ -187,8 +187,8 @@ def disagreements(comparison: Comparison, pack: Pack, *, each: int = 8, scale: i
     return grid(np.stack(tiles), captions, columns=each, scale=scale, title=title, caption_lines=5)
 
 
-def _letter(place: int) -> str:
-    """A, B, …, Z, A2, B2, …"""
+def letter(place: int) -> str:
+    """What stands for the run in this place: A, B, …, Z, A2, B2, …"""
     turn, letter = divmod(place, 26)
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[letter] + (str(turn + 1) if turn else "")
 

@@ -6,7 +6,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,12 +14,14 @@ from tinlab.data.pack import ClassInfo, Pack, Split
 from tinlab.data.words import short_names
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Judged, Metrics
+from tinlab.explain import label_errors
 from tinlab.report.record import Predictions, RunRecord
 
 PER_CLASS = 5
 PER_CONFUSION = 3
 CONFUSIONS = 9
 ERRORS = 24
+SUSPECTS = 12
 LARGEST_SIDE = 128
 
 
@@ -63,6 +65,19 @@ class ConfusionCard:
     compared: tuple[Example, ...]
 
 
+@dataclass(frozen=True)
+class SuspectCard:
+    """An image whose label is perhaps wrong: its label, and what it is more likely, with what the network
+    gives to each."""
+
+    source: str
+    index: int
+    label: str
+    label_percent: float
+    likely: str
+    likely_percent: float
+
+
 class Examples:
     """Chooses examples from one split's predictions."""
 
@@ -97,6 +112,24 @@ class Examples:
                 )
             )
         return cards
+
+    def suspects(self) -> list[SuspectCard]:
+        """All images whose labels are suspect, likeliest first, without pictures."""
+        return [
+            SuspectCard(
+                source="",
+                index=int(self._predictions.indices[suspect.index]),
+                label=self.names[suspect.label],
+                label_percent=100 * suspect.self_confidence,
+                likely=self.names[suspect.likely],
+                likely_percent=100 * suspect.likely_probability,
+            )
+            for suspect in label_errors(self._predictions.logits, self._predictions.labels)
+        ]
+
+    def with_pictures(self, cards: Sequence[SuspectCard]) -> list[SuspectCard]:
+        """The first SUSPECTS of the cards, with their pictures where there is a pack."""
+        return [replace(card, source=self._picture(card.index)) for card in cards[:SUSPECTS]]
 
     def class_rows(self, metrics: Metrics, *, pictured: int) -> list[ClassRow]:
         """Every class that the split has images of, best first; the `pictured` first and last with examples:
@@ -137,13 +170,16 @@ class Examples:
     def _example(self, row: int) -> Example:
         index = int(self._predictions.indices[row])
         return Example(
-            source=thumbnail(self._split.images[index]) if self._split else "",
+            source=self._picture(index),
             index=index,
             true=self.names[self._judged.labels[row]],
             predicted=self.names[self._judged.predicted[row]],
             right=bool(self._judged.correct[row]),
             confidence_percent=100 * float(self._judged.confidence[row]),
         )
+
+    def _picture(self, index: int) -> str:
+        return thumbnail(self._split.images[index]) if self._split else ""
 
 
 def matching_split(pack: Pack, record: RunRecord, predictions: Predictions) -> Split:
@@ -175,3 +211,12 @@ def thumbnail(image: np.ndarray) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def data_uri(picture: np.ndarray) -> str:
+    """uint8 (H, W, 3) or (H, W, 4) as a PNG data URI."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -23,12 +23,22 @@ POINTS_DRAWN = 240
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. `x` in epochs, `y` in the chart's unit, equally long and finite; `style` is a CSS class."""
+    """One curve. `x` in epochs or minutes, `y` in the chart's unit, equally long and finite; `style` are CSS
+    classes, "train" among them for a thin curve without dots."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """A stretch of the horizontal axis with a name."""
+
+    name: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,12 @@ def line_chart(
     unit: str = "",
     from_zero: bool = False,
     clock: tuple[Sequence[float], Sequence[float]] | None = None,
+    bands: Sequence[Band] = (),
+    x_unit: str = "epochs",
 ) -> LineChart:
-    """Curves over epochs 0 to `x_high`. `label` describes the chart to a screen reader; `unit` follows the
-    numbers of the vertical axis; `clock` is (epochs, train seconds), and adds an axis of time on top."""
+    """Curves over 0 to `x_high` of `x_unit`. `label` describes the chart to a screen reader; `unit` follows
+    the numbers of the vertical axis; `clock` is (epochs, train seconds), and adds an axis of time on top.
+    `bands` are shaded by turns, with their names on top."""
     x_high = x_high or 1.0
     every = [value for s in series for value in s.y]
     lowest, highest = (min(every), max(every)) if every else (0.0, 1.0)
@@ -67,6 +80,8 @@ def line_chart(
         return bottom - (bottom - top) * (y - y_low) / (y_high - y_low or 1)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">']
+    for place, band in enumerate(bands):
+        parts.extend(_band(band, across(band.start), across(band.end), top, bottom, shaded=place % 2 == 1))
     for y in y_ticks:
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(y):.1f}" y2="{up(y):.1f}"/>'
@@ -74,7 +89,7 @@ def line_chart(
         parts.append(_text(LEFT - 8, up(y) + 4, plain(y) + unit, "end"))
     for x in ticks(0.0, x_high, about=5, inside=True):
         parts.append(_text(across(x), bottom + 20, plain(x), "middle"))
-    parts.append(_text(WIDTH - RIGHT, height - 3, "epochs", "end", "unit"))
+    parts.append(_text(WIDTH - RIGHT, height - 3, x_unit, "end", "unit"))
     if clock:
         parts.extend(_minutes_axis(clock, x_high, across, top))
     for s in series:
@@ -86,7 +101,7 @@ def line_chart(
             parts.extend(
                 f'<circle class="dot {s.style}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="2.6"/>'
                 for x, y in zip(x_drawn, y_drawn, strict=True)
-                if len(x_drawn) == 1 or s.style != "train"
+                if len(x_drawn) == 1 or "train" not in s.style.split()
             )
     parts.append(f'<line class="cursor" x1="0" x2="0" y1="{top}" y2="{bottom}" visibility="hidden"/></svg>')
     return LineChart("".join(parts), (LEFT, WIDTH - RIGHT), (0.0, x_high))
@@ -192,6 +207,20 @@ def _minutes_axis(
         x = across(float(np.interp(value * per_unit, seconds, epochs)))
         parts.append(f'<line class="notch" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 10}" y2="{top - 6}"/>')
         parts.append(_text(x, top - 15, f"{plain(value)} {unit}", "middle"))
+    return parts
+
+
+def _band(band: Band, left: float, right: float, top: float, bottom: float, *, shaded: bool) -> list[str]:
+    """A stage: shaded or not, its name at the top as far as there is room for it."""
+    parts = [
+        f'<rect class="band{" shaded" if shaded else ""}" x="{left:.1f}" y="{top:.1f}" '
+        f'width="{max(0.0, right - left):.1f}" height="{bottom - top:.1f}">'
+        f"<title>stage {escape(band.name)}</title></rect>"
+    ]
+    room = int((right - left) / 9)  # characters: the text grows on a narrow page
+    if room >= 3:
+        name = band.name if len(band.name) <= room else f"{band.name[: room - 1]}…"
+        parts.append(_text((left + right) / 2, top + 14, name, "middle", "stage"))
     return parts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,15 @@ def with_own_values(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, "model": model, "augment": [{"kind": head, SAID: rest} for head, _, rest in lines]}
 
 
+def in_words(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that `with_own_values` made, with its operations as one text."""
+    operations = recipe.get("augment")
+    if not isinstance(operations, list) or not all(isinstance(o, dict) and SAID in o for o in operations):
+        return recipe
+    lines = [f"{operation['kind']} ({operation[SAID]})".replace(" ()", "") for operation in operations]
+    return {**recipe, "augment": "; ".join(lines) or "none"}
+
+
 def provenance_counts(recipe: dict[str, Any]) -> dict[str, int]:
     """How many fields are stated, inferred, assumed or changed."""
     sources = _sources(recipe)
@@ -76,6 +86,24 @@ def provenance_counts(recipe: dict[str, Any]) -> dict[str, int]:
         kind = _source(sources, path)[0]
         counts[kind] = counts.get(kind, 0) + 1
     return counts
+
+
+def differing(recipes: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """The fields that are not the same in all recipes: (path, a value for each; None where one lacks it)."""
+    flat = [_flat({name: value for name, value in one.items() if name not in PROSE}) for one in recipes]
+    paths = dict.fromkeys(path for one in flat for path in one)
+    values = [(path, [one.get(path) for one in flat]) for path in paths]
+    return [(path, found) for path, found in values if any(value != found[0] for value in found)]
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            found |= _flat(item, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = item
+    return found
 
 
 def shown(value: Any) -> str:

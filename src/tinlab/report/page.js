@@ -8,6 +8,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const cell = row.cells[column];
     return cell.dataset.value ?? cell.textContent.trim();
   };
+  // What is no number, such as a dash, comes below all that are.
+  const number = (text) => {
+    const found = parseFloat(text.replaceAll(",", ""));
+    return Number.isNaN(found) ? -Infinity : found;
+  };
   headings.forEach((heading, column) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -20,7 +25,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       headings.forEach((other) => other.removeAttribute("aria-sort"));
       heading.setAttribute("aria-sort", up ? "ascending" : "descending");
       const order = numeric
-        ? (a, b) => (parseFloat(value(a, column)) || 0) - (parseFloat(value(b, column)) || 0)
+        ? (a, b) => number(value(a, column)) - number(value(b, column))
         : (a, b) => value(a, column).localeCompare(value(b, column));
       const rows = [...body.rows].sort(order);
       body.append(...(up ? rows : rows.reverse()));
@@ -28,9 +33,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// A chart tells its values at the epoch under the pointer, or at the one chosen with the arrow keys.
+// A chart tells its values at the epoch (or minute) under the pointer, or at the one chosen with the arrow keys.
 for (const figure of document.querySelectorAll("figure[data-chart]")) {
-  const { pixels, values, digits, unit, clock, series } = JSON.parse(figure.dataset.chart);
+  const { pixels, values, digits, unit, axis, clock, series } = JSON.parse(figure.dataset.chart);
   const svg = figure.querySelector("svg");
   const cursor = svg.querySelector(".cursor");
   const shown = [...figure.querySelectorAll(".key b")];
@@ -52,7 +57,7 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
       shown[i].textContent = digits === null ? String(Number(value.toPrecision(3))) : value.toLocaleString("en", format) + unit;
     });
     const minutes = clock ? ` · ${(clock[1][nearest(clock[0], epoch)] / 60).toFixed(1)} min` : "";
-    where.textContent = `epoch ${epoch.toFixed(1)}${minutes}`;
+    where.textContent = `${axis} ${epoch.toFixed(1)}${minutes}`;
   };
   const rest = () => {
     cursor.setAttribute("visibility", "hidden");

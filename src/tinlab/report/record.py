@@ -19,8 +19,9 @@ from tinlab.files import read_json
 class Point:
     """One line of metrics.jsonl: an average over training batches, or one measuring of a split.
 
-    `split` is "train" for the first kind. `loss` may be NaN or infinite where training diverged; the other
-    numbers are None where the line lacks them or they are not finite.
+    `split` is "train" for the first kind; `stage` is the recipe's stage, where it has stages. `loss` may be
+    NaN or infinite where training diverged; the other numbers are None where the line lacks them or they are
+    not finite.
     """
 
     split: str
@@ -32,6 +33,7 @@ class Point:
     learning_rate: float | None
     images_per_second: float | None
     train_seconds: float | None
+    stage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def _point(line: dict[str, Any]) -> tuple[bool, Point]:
         learning_rate=number(line.get("learning_rate")),
         images_per_second=number(line.get("images_per_second")),
         train_seconds=number(line.get("train_seconds")),
+        stage=str(line["stage"]) if line.get("stage") else None,
     )
     return training, point
 

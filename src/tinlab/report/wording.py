@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tinlab.evaluating import Comparison, Evaluation, Robustness
+from tinlab.evaluation.calibration import Calibration, TemperatureScaling
 from tinlab.evaluation.metrics import Metrics
+from tinlab.evaluation.scores import Scores
+from tinlab.report.examples import ClassRow, ConfusionCard
+from tinlab.report.network import Pruning
 from tinlab.report.record import Point, RunRecord, number
 
 SPLIT_WORDS = {
@@ -27,7 +33,7 @@ class Verdict:
 
 
 def verdict(record: RunRecord, metrics: Metrics | None) -> Verdict:
-    """The number, its interval, how it stands to the paper's, and what it was trained on."""
+    """The number, its interval, how it stands to the paper's and to chance, and what it was trained on."""
     notices = _notices(record, metrics)
     result = record.result
     if result is None:
@@ -40,29 +46,31 @@ def verdict(record: RunRecord, metrics: Metrics | None) -> Verdict:
         )
         if last is None or last.top1_percent is None:
             return Verdict(
-                "", "Not finished, and nothing was measured yet.", f"{state} {_basis(record)}", notices
+                "", "Not finished, and nothing was measured yet.", f"{state} {basis(record)}", notices
             )
         sentence = (
             f"of {split_words(last.split)} right at epoch {decimal(last.epoch)}, in a run that is not "
             "finished."
         )
-        return Verdict(percent(last.top1_percent), sentence, f"{state} {_basis(record)}", notices)
+        return Verdict(percent(last.top1_percent), sentence, f"{state} {basis(record)}", notices)
     split = str(result.get("split", "val"))
     top1 = metrics.top1_percent if metrics else number(result.get("top1_percent"))
     if top1 is None:
         sentence = f"Finished, but the {split_words(split)} have no published labels to measure against."
-        return Verdict("", sentence, _basis(record), notices)
+        return Verdict("", sentence, basis(record), notices)
     images = metrics.images if metrics else number(result.get("images"))
     several = f"{images:,.0f} {split_words(split)}" if images else f"the {split_words(split)}"
-    sentence = f"of {several} right{_against_paper(record, split, top1, metrics)}."
-    interval = ""
+    between = interval = ""
     if metrics:
         low, high = metrics.top1_interval_percent
+        between = f" ({low:.2f} to {high:.2f}%)"
         interval = (
-            f"95% interval {low:.2f} to {high:.2f}%, over the choice of images; "
-            "another training seed moves the number too. "
+            "In brackets stands the 95% interval over the choice of images; another training seed moves the "
+            "number too. "
         )
-    return Verdict(percent(top1), sentence, interval + _basis(record), notices)
+    against = _against_paper(record, split, top1, metrics)
+    sentence = f"of {several} right{between}{against}{_against_chance(top1, metrics)}."
+    return Verdict(percent(top1), sentence, interval + basis(record), notices)
 
 
 def rendered(record: RunRecord) -> bool:
@@ -105,18 +113,236 @@ def gap_sentence(record: RunRecord) -> str:
     return f"{text} Held-out loss has not risen from its lowest."
 
 
-def calibration_sentence(metrics: Metrics) -> str:
+def paper_sentence(record: RunRecord, metrics: Metrics | None) -> str:
+    """How this run stands to the paper's number, and whether it is the paper's experiment."""
+    result = record.result or {}
+    split = record.predictions.split if record.predictions else str(result.get("split", "val"))
+    reported = reported_percent(record, split)
+    if rendered(record):
+        return (
+            "The paper’s numbers are for Tiny ImageNet, and this run is on rendered stand-in images: the "
+            "columns say nothing about each other."
+        )
+    ours = metrics.top1_percent if metrics else number(result.get("top1_percent"))
+    if reported is None or ours is None:
+        return "The paper reports what this run has not measured; each column stands for itself."
+    side = "above" if ours > reported else "below"
+    away = f"{abs(ours - reported):.1f} points {side} the paper’s {reported:g}%"
+    if metrics and metrics.top1_interval_percent[0] <= reported <= metrics.top1_interval_percent[1]:
+        text = f"The paper’s {reported:g}% lies within this run’s interval: the two cannot be told apart."
+    elif metrics:
+        text = (
+            f"This run is {away}, which lies outside its interval: the choice of images does not explain it."
+        )
+    else:
+        text = f"This run is {away}."
+    changed = changed_fields(record)
+    if changed:
+        text += (
+            f" {count(len(changed), 'field')} {'was' if len(changed) == 1 else 'were'} set by hand "
+            f"({listed(changed, 4)}), so this is not quite the paper’s experiment."
+        )
+    return text
+
+
+def changed_fields(record: RunRecord) -> list[str]:
+    """The fields of the recipe that its provenance calls changed."""
+    sources = record.recipe.get("provenance")
+    found = sources.items() if isinstance(sources, dict) else ()
+    return [
+        str(path) for path, source in found if isinstance(source, dict) and source.get("kind") == "changed"
+    ]
+
+
+def accuracy_sentence(split: str, plain: Scores, augmented: dict[str, Scores]) -> str:
+    """What the numbers count, and what averaging over views adds."""
+    text = (
+        f"Of {plain.images:,} {split_words(split)}, the first guess is right for {plain.top1_percent:.2f}%, "
+        f"and the true class is among the first five for {plain.top5_percent:.2f}%."
+    )
+    if not augmented:
+        return text
+    best = max(augmented.values(), key=lambda found: found.top1_percent)
+    gain = best.top1_percent - plain.top1_percent
+    if gain > 0:
+        return f"{text} The mean over several views of each image is right {gain:.2f} points more often."
+    return f"{text} The mean over several views of each image is right no more often."
+
+
+def classes_sentence(rows: Sequence[ClassRow]) -> str:
+    """How far apart the classes lie."""
+    if len(rows) == 1:
+        return "There are images of one class only."
+    best, worst = rows[0], rows[-1]
+    text = (
+        f"From {best.name}, {best.top1_percent:.0f}% right, down to {worst.name}, {worst.top1_percent:.0f}%."
+    )
+    if len(rows) < 8:
+        return text
+    low, high = rows[-(len(rows) // 4)].top1_percent, rows[len(rows) // 4 - 1].top1_percent
+    never = sum(row.top1_percent == 0 for row in rows)
+    text += f" The middle half of the {len(rows)} classes lies between {low:.0f} and {high:.0f}%."
+    if never:
+        text += f" {count(never, 'class', 'classes')} {'is' if never == 1 else 'are'} never recognised."
+    return text
+
+
+def confusions_sentence(cards: Sequence[ConfusionCard], metrics: Metrics) -> str:
+    """The most frequent confusion, and whether it is one of look."""
+    if not cards:
+        return "Nothing was confused: every image is right."
+    first = cards[0]
+    wrong = round(metrics.images * (1 - metrics.top1_percent / 100))
+    shown = sum(card.images for card in cards)
+    return (
+        f"Most often {first.true} is taken for {first.predicted}: {first.images} of {first.of} images. The "
+        f"{len(cards)} most frequent pairs make up {shown:,} of {wrong:,} errors. Look whether the two look "
+        "alike, or only stand before the same background."
+        if len(cards) > 1
+        else f"{first.true} is taken for {first.predicted} in {first.images} of {first.of} images; there is "
+        "no other confusion."
+    )
+
+
+def calibration_sentence(found: Calibration, scaling: TemperatureScaling | None = None) -> str:
     """Whether the network claims more or less than it holds."""
-    off = metrics.mean_confidence_percent - metrics.top1_percent
+    off = found.mean_confidence_percent - found.top1_percent
     lead = (
-        f"On average the network is {metrics.mean_confidence_percent:.1f}% sure and "
-        f"{metrics.top1_percent:.1f}% right"
+        f"On average the network is {found.mean_confidence_percent:.1f}% sure and "
+        f"{found.top1_percent:.1f}% right"
     )
     if abs(off) < 1:
-        verdict = "its confidence can be taken at its word"
+        verdict = "on the whole it claims what it holds"
     else:
         verdict = f"it is {'over' if off > 0 else 'under'}confident by {abs(off):.1f} points"
-    return f"{lead}: {verdict}. Expected calibration error {metrics.calibration_error_percent:.2f}%."
+    text = f"{lead}: {verdict}. Expected calibration error (ECE) {found.error_percent:.2f}%"
+    if scaling is None:
+        return f"{text}."
+    return (
+        f"{text}; with logits divided by {scaling.temperature:.3f}, the temperature fitted on "
+        f"{scaling.fitted_images:,} images of {scaling.fitted_on}, it is {scaling.after.error_percent:.2f}%."
+    )
+
+
+def robustness_sentence(found: Robustness) -> str:
+    """How much corrupted images cost, and which kind costs most."""
+    worst = min(found.corruptions, key=lambda row: row.mean_top1_percent)
+    best = max(found.corruptions, key=lambda row: row.mean_top1_percent)
+    low, high = found.drop_interval_points
+    return (
+        f"On corrupted images it is {found.mean_top1_percent:.1f}% right on average, "
+        f"{found.drop_points:.1f} points ({low:.1f} to {high:.1f}) less than on the same {found.images:,} "
+        f"images as they are. {_capital(_spaced(worst.name))} costs most, {_spaced(best.name)} least."
+    )
+
+
+def errors_sentence(metrics: Metrics, shown: int, sure: int) -> str:
+    """How many errors there are, and how many of them the network was sure of."""
+    wrong = round(metrics.images * (1 - metrics.top1_percent / 100))
+    if not wrong:
+        return "There are none: every image is right."
+    of = f"{wrong:,} of {metrics.images:,} images are taken for another class"
+    lead = (
+        f"{of}, {sure:,} of them with a confidence above 90%."
+        if sure
+        else f"{of}, none of them with a confidence above 90%."
+    )
+    return f"{lead} These {shown} it was surest of. Look for hard images, and for labels that one may doubt."
+
+
+def labels_sentence(images: int, suspects: int, above: int, shown: int, split: str, seen: bool) -> str:
+    """How many labels are suspect, `above` of them among the `shown` errors, and what that supposes."""
+    if not suspects:
+        return f"No label of the {images:,} images is suspect by these predictions."
+    text = (
+        f"Of {images:,} labels, {suspects:,} are suspect: the network takes the image for another class at "
+        "least as surely as it takes, on average, images that are labelled so. The label may well be right, "
+        "and the network wrong; judge by eye."
+    )
+    if suspects > images / 10:
+        text += " So many say more of the network than of the labels."
+    if above:
+        stand = (
+            f"The {above} errors above are" if above == shown else f"{above} of the errors above, marked, are"
+        )
+        text += f" {stand} among them; these are the next."
+    if seen:
+        text += (
+            f" It was trained on images of {split} and has learned their labels, so it misses most errors."
+        )
+    return text
+
+
+def explained_sentence(right: int, images: int) -> str:
+    """What the maps show, and how they are to be read."""
+    return (
+        f"{images} images, {right} of them right. The maps show what the score of the class that the network "
+        "named rests on: look whether it is the object, or its background."
+    )
+
+
+def filters_sentence(shown: int, of: int, height: int, width: int, layer: str) -> str:
+    """What the first convolution's filters are, and what to look for."""
+    which = f"All {of}" if shown == of else f"The first {shown} of {of}"
+    return (
+        f"{which} filters of {layer}, {height}x{width} pixels each. Stripes and patches of colour are signs "
+        "of learning; filters that look like noise have learned little, or see too few pixels to show more."
+    )
+
+
+def pruning_sentence(found: Pruning) -> str:
+    """How much was taken out."""
+    less = 100 * (found.parameters_before - found.parameters) / found.parameters_before
+    what = "set to zero" if found.of == "weights" else "taken out"
+    where = "convolutions and fully connected layers" if found.of == "weights" else "convolutions"
+    return (
+        f"{found.gone_percent:.1f}% of the {found.of} of {where} were {what}: "
+        f"{found.parameters:,} of {found.parameters_before:,} parameters are left ({less:.1f}% less)."
+    )
+
+
+def comparison_verdict(found: Comparison) -> tuple[str, str]:
+    """(figure, sentence): which run is right most often, and whether that is more than chance."""
+    order = sorted(range(len(found.members)), key=lambda n: -found.members[n].scores.top1_percent)
+    best, second = order[0], order[1]
+    member = found.members[best]
+    _, b, pair = next(row for row in found.pairs if {row[0], row[1]} == {best, second})
+    sign = 1 if b == best else -1
+    ends = sorted(sign * end for end in pair.difference_interval_points)
+    lead = sign * pair.difference_points
+    figure = percent(member.scores.top1_percent)
+    of = f"of {found.images:,} {split_words(found.split)} right with {member.letter}, {member.recipe}"
+    other = found.members[second]
+    if ends[0] > 0:
+        return figure, (
+            f"{of}: {lead:.2f} points ({ends[0]:.2f} to {ends[1]:.2f}) above {other.letter}, {other.recipe}."
+        )
+    return figure, (
+        f"{of}; its lead of {lead:.2f} points over {other.letter}, {other.recipe}, may be the choice of "
+        f"images ({ends[0]:+.2f} to {ends[1]:+.2f})."
+    )
+
+
+def comparison_sentence(found: Comparison) -> str:
+    """Whether the runs err alike."""
+    pairs = [row for row in found.pairs if row[2].error_correlation_images is not None]
+    if not pairs:
+        return "The runs’ errors cannot be compared: one of them is right, or wrong, everywhere."
+    a, b, alike = max(pairs, key=lambda row: row[2].error_correlation_images or 0.0)
+    either = 100 - alike.both_wrong_percent
+    both = f"{found.members[a].letter} and {found.members[b].letter}"
+    lead = f"{both} err most alike: they are" if len(found.members) > 2 else f"{both} are"
+    return (
+        f"{lead} wrong together on "
+        f"{alike.both_wrong_percent:.1f}% of the images and at least one of them is right on {either:.1f}% "
+        f"(correlation of errors {alike.error_correlation_images:.2f}). Where errors correlate little, an "
+        "ensemble of the two has something to gain."
+    )
+
+
+def notes_of(found: Evaluation | None) -> tuple[str, ...]:
+    """What a reader of the numbers must know, as sentences."""
+    return tuple(f"{_capital(note)}." for note in found.notes) if found else ()
 
 
 def split_words(split: str) -> str:
@@ -127,9 +353,16 @@ def percent(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}%"
 
 
-def count(value: float, noun: str) -> str:
-    """`3 epochs`, `1 epoch`, `2.5 epochs`."""
-    return f"{decimal(value)} {noun}{'' if value == 1 else 's'}"
+def count(value: float, noun: str, several: str = "") -> str:
+    """`3 epochs`, `1 epoch`, `2.5 epochs`; `several` where the plural is not made by an s."""
+    return f"{decimal(value)} {noun if value == 1 else several or noun + 's'}"
+
+
+def listed(words: Sequence[str], most: int) -> str:
+    """`a`, `a and b`, `a, b and 3 others`."""
+    if len(words) > most:
+        words = [*words[: most - 1], f"{len(words) - most + 1} others"]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def decimal(value: float) -> str:
@@ -157,7 +390,27 @@ def _against_paper(record: RunRecord, split: str, top1: float, metrics: Metrics 
     return f", {abs(top1 - reported):.1f} points {side} the paper’s {reported:g}%"
 
 
-def _basis(record: RunRecord) -> str:
+def _against_chance(top1: float, metrics: Metrics | None) -> str:
+    """Beside naming one class for all images, the most frequent one."""
+    if metrics is None or metrics.classes < 2:
+        return ""
+    chance = 100 * max(metrics.per_class_images) / metrics.images
+    shown = f"{chance:.3g}%"
+    if metrics.top1_interval_percent[0] <= chance:
+        side = "worse" if metrics.top1_interval_percent[1] < chance else "no better"
+        return f"; that is {side} than guessing ({shown})"
+    return f"; guessing would get {shown}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def basis(record: RunRecord) -> str:
     """What it was trained on, for how long, on what."""
     pack = record.pack
     result = record.result or {}

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinlab import report
-from tinlab.files import write_text
-from tinlab.study.attempt import open_result
+from tinlab.drawing import ACCENT, GRID, INK, MUTED
+from tinlab.errors import TinlabError
+from tinlab.files import read_given_json, write_text
+from tinlab.report.knobs import differing
+from tinlab.report.page import StudyPart, render_template
+from tinlab.study.attempt import open_result, read_row
 from tinlab.study.charts import save, study_chart, svg_text
-from tinlab.study.plan import whole
+from tinlab.study.plan import Study, trials, whole
 from tinlab.study.run import Done, outcome
-from tinlab.study.summary import Line, interval_note, shown_difference, shown_mean
+from tinlab.study.summary import Line, interval_note, shown_difference, shown_mean, summarise
 
-HERE = Path(report.__file__).parent
-"""The templates and the style of every page."""
+RUNS_SHOWN = 8
+"""Runs that stand beside each other under a study, unless others are named."""
 
 
 def write_study(done: Done, lines: Sequence[Line]) -> Path:
@@ -29,28 +33,72 @@ def write_study(done: Done, lines: Sequence[Line]) -> Path:
 
 def render(done: Done, lines: Sequence[Line], chart: str) -> str:
     """The page's HTML; `chart` is an <svg> element."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+    return render_template("study.html", study=part(done, lines, chart), environment=_environment(done))
 
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # Only what charts.py drew and what lies beside the template goes in unescaped.
-    return environment.get_template("study.html").render(
-        study=done.study,
+
+def part(done: Done, lines: Sequence[Line], chart: str) -> StudyPart:
+    """What the study shows of itself on its own page, and above its runs on theirs."""
+    return StudyPart(
+        name=done.study.name,
+        summary=done.study.summary,
+        verdict=verdict(lines),
+        seeds=done.study.seeds,
         lines=[(line, shown_mean(line), shown_difference(line)) for line in lines],
         note=interval_note(lines, len(done.study.seeds)),
-        verdict=verdict(lines),
-        rows=[(row, outcome(row)) for row in done.rows],
         fields=differing_fields(done),
-        environment=_environment(done),
-        chart=Markup(chart),
-        style=Markup((HERE / "page.css").read_text("utf-8")),
+        rows=[(row, outcome(row)) for row in done.rows],
+        chart=themed(chart),
     )
+
+
+def read_part(folder: Path) -> tuple[StudyPart, list[Path]]:
+    """The part of a study that lies in `folder`, and the run folders to show beneath it: of the first seed of
+    each recipe, at most RUNS_SHOWN, those that finished.
+
+    Raises TinlabError where there is no study in it.
+    """
+    done = read_study(folder)
+    lines = summarise(done)
+    first: dict[str, Path] = {}
+    for row in done.rows:
+        if row.status == "finished" and row.run is not None:
+            first.setdefault(row.recipe, done.folder / row.run)
+    chart = svg_text(study_chart(lines, done.study.name))
+    return part(done, lines, chart), list(first.values())[:RUNS_SHOWN]
+
+
+def read_study(folder: Path) -> Done:
+    """The study in `folder` as it stands; nothing is run. Raises TinlabError where there is none."""
+    from pydantic import ValidationError
+
+    place = folder / "study.json"
+    if not place.is_file():
+        raise TinlabError(f"{folder} is not a study's folder (no study.json); 'tinlab study' makes one")
+    try:
+        study = Study.model_validate(read_given_json(place))
+        everything = trials(study)
+    except (ValidationError, AssertionError) as error:
+        raise TinlabError(f"{place} is damaged; give the study's command again to restore it") from error
+    digest = next(
+        (
+            str(read_given_json(path).get("pack_digest"))
+            for path in sorted((folder / "trials").glob("*.json"))
+            if isinstance(read_given_json(path), dict)
+        ),
+        None,
+    )
+    if digest is None:
+        raise TinlabError(f"{folder} has no runs yet; give the study's command again to make them")
+    folder = folder.resolve()
+    return Done(folder, study, tuple(read_row(folder, trial, digest) for trial in everything))
+
+
+def themed(chart: str) -> str:
+    """The chart with the page's colours in place of its own, and no ground: legible in light and in dark."""
+    colours = {INK: "ink", MUTED: "muted", GRID: "line", ACCENT: "accent"}
+    for colour, name in colours.items():
+        chart = chart.replace(colour, f"var(--{name})")
+    return re.sub(r"fill: (?:#ffffff|white)", "fill: none", chart)
 
 
 def verdict(lines: Sequence[Line]) -> str:
@@ -69,25 +117,8 @@ def verdict(lines: Sequence[Line]) -> str:
 
 def differing_fields(done: Done) -> list[tuple[str, list[str]]]:
     """The fields that are not the same in all recipes: (path, a value for each recipe)."""
-    flat = [_flat(recipe.model_dump(mode="json")) for recipe in whole(done.study)]
-    apart = ("name", "summary", "paper", "provenance")
-    paths = dict.fromkeys(path for one in flat for path in one if path.split(".")[0] not in apart)
-    found = []
-    for path in paths:
-        values = [one.get(path) for one in flat]
-        if any(value != values[0] for value in values):
-            found.append((path, ["–" if value is None else str(value) for value in values]))
-    return found
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, dict):
-            found |= _flat(item, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = item
-    return found
+    flat = differing([recipe.model_dump(mode="json") for recipe in whole(done.study)])
+    return [(path, ["–" if value is None else str(value) for value in values]) for path, values in flat]
 
 
 def _environment(done: Done) -> dict[str, Any]:

@@ -1,0 +1,163 @@
+"""What the report's sections say, against small cases worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_run import made_pack, made_run, write
+from safetensors.numpy import load_file, save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from tinlab.cli import app
+from tinlab.errors import TinlabError
+from tinlab.evaluation.metrics import judge
+from tinlab.report import wording
+from tinlab.report.curves import charts_together, run_charts, stage_bands
+from tinlab.report.figures import Band
+from tinlab.report.knobs import differing
+from tinlab.report.network import IMAGES, _zero_weights, picked
+from tinlab.report.page import write_report
+from tinlab.report.record import read_run
+from tinlab.report.versus import fields_apart
+from tinlab.study.page import read_study
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return made_run(tmp_path / "run", epochs=4)
+
+
+def _with_stages(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["stage"] = "dense" if line["epoch"] <= 3 else "<pruned>"
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_stages_are_bands(run: Path) -> None:
+    assert stage_bands(read_run(run)) == []
+    _with_stages(run)
+    record = read_run(run)
+    assert stage_bands(record) == [Band("dense", 0.0, 3.0), Band("<pruned>", 3.0, 4.0)]
+    loss, _, rate, speed = run_charts(record)
+    assert loss.svg.count('class="band') == rate.svg.count('class="band') == 2
+    assert "stage &lt;pruned&gt;" in loss.svg
+    assert "Stages: dense, &lt;pruned&gt;" in loss.svg
+    assert "band" not in speed.svg
+
+
+def test_charts_of_several_runs_end_at_their_own_times(tmp_path: Path) -> None:
+    short = read_run(made_run(tmp_path / "short", epochs=2))
+    long = read_run(made_run(tmp_path / "long", epochs=5))
+    named = [("A short", short), ("B long", long)]
+    for minutes, ends in ((False, [2, 5]), (True, [2 * 84 / 60, 5 * 84 / 60])):
+        accuracy = charts_together(named, minutes=minutes)[0]
+        data = json.loads(accuracy.data)
+        assert [series["x"][-1] for series in data["series"]] == pytest.approx(ends)
+        assert data["values"] == [0.0, pytest.approx(max(ends), abs=0.1)]
+        assert [key.name for key in accuracy.keys] == ["A short", "B long"]
+        assert [key.style for key in accuracy.keys] == ["several c0", "several c1"]
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [(40, "; that is no better than guessing (5%)"), (0, "; that is worse than guessing (5%)")],
+)
+def test_an_accuracy_is_held_against_chance(run: Path, right: int, words: str) -> None:
+    place = run / "predictions" / "val.safetensors"
+    tensors = load_file(place)
+    labels = tensors["labels"]
+    said = (labels + 1) % 20
+    said[:right] = labels[:right]
+    tensors["logits"] = np.eye(20, dtype=np.float32)[said]
+    save_file(tensors, place)
+    assert words in write_report(run).read_text("utf-8")
+
+
+def test_a_field_set_by_hand_is_named_beside_the_paper(run: Path) -> None:
+    record = read_run(run)
+    assert wording.changed_fields(record) == ["model.width"]
+    assert "1 field was set by hand (model.width)" in wording.paper_sentence(record, None)
+
+
+@pytest.mark.parametrize(
+    ("suspects", "above", "seen", "words"),
+    [
+        (0, 0, False, "No label of the 1,000 images is suspect"),
+        (50, 24, False, "The 24 errors above are among them"),
+        (50, 3, False, "3 of the errors above, marked, are among them"),
+        (500, 0, False, "So many say more of the network than of the labels"),
+        (50, 0, True, "It was trained on images of val"),
+    ],
+)
+def test_suspect_labels_are_put_in_proportion(suspects: int, above: int, seen: bool, words: str) -> None:
+    assert words in wording.labels_sentence(1000, suspects, above, 24, "val", seen)
+
+
+def test_lists_of_words() -> None:
+    assert wording.listed(["a"], 3) == "a"
+    assert wording.listed(["a", "b"], 3) == "a and b"
+    assert wording.listed(["a", "b", "c", "d"], 3) == "a, b and 2 others"
+
+
+def test_only_what_differs_is_listed() -> None:
+    one = {"name": "x", "model": {"width": 8, "stem": "patch"}, "seed": 1}
+    other = {"name": "y", "model": {"width": 16, "stem": "patch"}}
+    assert differing([one, other]) == [("model.width", [8, 16]), ("seed", [1, None])]
+    assert fields_apart([one, other]) == [("model.width", ["8", "16"]), ("seed", ["1", "–"])]
+
+
+def test_weights_set_to_zero_are_counted() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(10, 2))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.fill_(1)
+        model[0].weight[0] = 0  # 27 of 108
+    found = _zero_weights(model)
+    assert (found.of, found.before, found.after, found.all_layers) == ("weights", 128, 101, 2)
+    assert [(layer.name, layer.after, layer.gone_percent) for layer in found.layers] == [("0", 81, 25.0)]
+    assert (found.parameters_before, found.parameters) == (138, 111)
+    assert "21.1% of the weights" in wording.pruning_sentence(found)
+
+
+def test_images_to_explain_are_of_different_classes(tmp_path: Path) -> None:
+    split = made_pack(tmp_path / "pack").split("val")
+    tensors = load_file(made_run(tmp_path / "run") / "predictions" / "val.safetensors")
+    judged = judge(tensors["logits"], tensors["labels"])
+    found = picked(split, tensors["indices"], judged)
+    assert len(found) == IMAGES
+    rows = [int(one.name.split()[1]) for one, _ in found]
+    assert judged.correct[rows[:2]].all()
+    assert not judged.correct[rows[2:4]].any()
+    assert len({one.true.id for one, _ in found}) == IMAGES
+    assert judged.confidence[rows[0]] == judged.confidence[judged.correct].max()
+
+
+def test_runs_that_cannot_be_compared_still_stand_together(tmp_path: Path) -> None:
+    first = made_run(tmp_path / "first", epochs=2)
+    second = made_run(tmp_path / "second", epochs=3)
+    evil = "<b>second</b>"
+    recipe = json.loads((second / "recipe.json").read_text())
+    write(second / "recipe.json", {**recipe, "name": evil})
+    text = write_report([first, second], out=tmp_path / "page.html").read_text("utf-8")
+    assert "The runs cannot be compared image by image" in text
+    assert 'id="run-B"' in text
+    assert "&lt;b&gt;second&lt;/b&gt;" in text
+    assert evil not in text
+
+
+def test_bad_input_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(TinlabError, match="named twice"):
+        write_report([run, run], out=tmp_path / "page.html")
+    with pytest.raises(TinlabError, match="no run to report on"):
+        write_report([])
+    with pytest.raises(TinlabError, match=r"not a study's folder \(no study.json\)"):
+        read_study(tmp_path)
+    for arguments in (["report"], ["report", "--study", str(tmp_path)], ["report", str(tmp_path / "no")]):
+        found = CliRunner().invoke(app, arguments)
+        assert isinstance(found.exception, TinlabError)
