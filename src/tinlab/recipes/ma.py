@@ -96,7 +96,9 @@ def ma_finetune() -> Recipe:
             "augment": assumed("the flip of the tutorial"),
             "model.name": stated("ResNet-18"),
             "model.weights": stated("the pre-trained model for ImageNet, its last layer of 200"),
-            "optimizer.peak_lr": assumed("the tutorial's 0.001 for batches of 4, ten times for 16 times as many"),
+            "optimizer.peak_lr": assumed(
+                "the tutorial's 0.001 for batches of 4, ten times for 16 times as many"
+            ),
             "optimizer.momentum": assumed("the tutorial's 0.9"),
             "schedule.batch_size": assumed("the poster gives none"),
             "schedule.epochs": assumed("the tutorial's 25"),
@@ -120,7 +122,9 @@ def ma_scratch() -> Recipe:
     return Recipe(
         name="ma_scratch",
         summary="ResNet-18 from scratch, 30 epochs",
-        paper=Paper(title=TITLE, authors="Yinbin Ma", section="Train the residual network: in progress there"),
+        paper=Paper(
+            title=TITLE, authors="Yinbin Ma", section="Train the residual network: in progress there"
+        ),
         provenance={
             "data.train_split": assumed("the poster's 5,000 images were for its pre-trained network"),
             "augment": assumed("the example's random boxes and flips; boxes are larger, for 64 pixels"),

@@ -274,7 +274,7 @@ def shcherbina_targeted() -> Recipe:
 
     The fifth of the classes with the lowest accuracy on `tune` gets each of the five operations on every
     second image, the others on 30% of them; found anew after each epoch. So her five are drawn anew in every
-    pass here, and `tune` is held out. She names VGG-16's errors as the guide; here they are the network's own.
+    pass here, and `tune` is held out. She would go by VGG-16's errors; here they are the network's own.
     """
     recipe = shcherbina_convnet9()
     usual = POLICIES["shcherbina"]()
@@ -370,7 +370,9 @@ def shcherbina_layerwise() -> Recipe:
             "optimizer.weight_decay": stated("section 2.3.1: before regularisation was added"),
             "optimizer.frozen_statistics": inferred("a rate of 0 does not stop Keras' batch norms"),
             "schedule.batch_size": BATCH,
-            "schedule.epochs": inferred("the 88 epochs that her code plots jump after each eighth: 11 stages"),
+            "schedule.epochs": inferred(
+                "the 88 epochs that her code plots jump after each eighth: 11 stages"
+            ),
             "compute.precision": assumed("Keras computed in float32; bf16 is ours"),
         },
         data=Data(train_split="train+tune"),

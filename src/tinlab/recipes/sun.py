@@ -144,12 +144,16 @@ def sun_finetune() -> Recipe:
     return Recipe(
         name="sun_finetune",
         summary="ResNet-34 from ImageNet's weights: a new classifier alone, then everything",
-        paper=Paper(title=TITLE, authors="Lei Sun", section="3. Technical Approaches: described, not measured"),
+        paper=Paper(
+            title=TITLE, authors="Lei Sun", section="3. Technical Approaches: described, not measured"
+        ),
         provenance={
             "model.name": inferred("the paper's own network"),
             "model.weights": stated("section 3: fine-tune pre-trained ResNets"),
             "augment": assumed("the flip of the improved model"),
-            "optimizer.peak_lr": assumed("a tenth of He et al.'s, the habit of fine-tuning; 0.1 for the head"),
+            "optimizer.peak_lr": assumed(
+                "a tenth of He et al.'s, the habit of fine-tuning; 0.1 for the head"
+            ),
             "stages": stated("section 3: the new layer exclusively, and then the full network"),
             "schedule.batch_size": stated("section 3.1: mini-batches of 100"),
             "schedule.epochs": stated("section 3: a couple of epochs each"),
