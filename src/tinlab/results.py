@@ -12,16 +12,20 @@ from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.metrics import measure
 from tinlab.files import write_text
+from tinlab.recipes import budget_of
 
 COLUMNS = (
     "recipe", "recipe_digest", "seed", "split", "top1_percent", "top1_low_percent", "top1_high_percent",
     "top5_percent", "loss", "train_top1_percent", "train_images", "steps", "epochs", "train_minutes",
     "images_per_second", "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind",
-    "content_digest", "finished_at",
+    "content_digest", "finished_at", "budget", "classes",
 )  # fmt: skip
 """The bounds are the 95% bootstrap interval over the images; the training accuracy is that of the last pass
 over the data, as it was trained, augmented and in training mode; minutes are those of the steps alone; the
-content digest is the source's (see tinlab.data.digests)."""
+content digest is the source's (see tinlab.data.digests); a budget says how much of the recipe's length was
+run, such as `6 of 70 epochs`, and is empty where it was all of it; classes are how many the pack has."""
+ADDED = ("budget", "classes")
+"""Columns that older files do not have; their rows are empty there."""
 
 CURVE_COLUMNS = (
     "kind", "split", "step", "epoch", "loss", "top1_percent", "top5_percent", "learning_rate", "image_size",
@@ -41,9 +45,10 @@ def read_results(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        if tuple(rows.fieldnames or ()) != COLUMNS:
+        names = tuple(rows.fieldnames or ())
+        if names not in (COLUMNS, tuple(name for name in COLUMNS if name not in ADDED)):
             raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
-        return list(rows)
+        return [{name: row.get(name) or "" for name in COLUMNS} for row in rows]
 
 
 def record(run: str | Path, path: Path) -> dict[str, Any]:
@@ -75,6 +80,8 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
         **{name: environment[name] for name in ("threads", "torch", "tinlab", "commit")},
         "source_kind": kind,
         "content_digest": environment["pack"]["content_digest"],
+        "budget": budget_of(opened.recipe),
+        "classes": len(opened.classes),
     }
     row = {name: row[name] for name in COLUMNS}
     rows: list[dict[str, Any]] = list(read_results(path))

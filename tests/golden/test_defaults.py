@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tinlab import recipes
+from tinlab.papers.registry import recipe_called
 from tinlab.recipe import Recipe, Schedule
 from tinlab.results import read_results, results_file
 
@@ -18,4 +18,4 @@ def test_no_default_has_changed():
 
 def test_published_rows_name_recipes_that_are_still_the_same():
     for row in read_results(results_file()):
-        assert recipes.find(row["recipe"]).digest == row["recipe_digest"]
+        assert recipe_called(row["recipe"]).digest == row["recipe_digest"]

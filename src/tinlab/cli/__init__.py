@@ -18,6 +18,7 @@ from tinlab.tuning import tune_process
 # The order of these imports is the order of the commands in the help.
 from tinlab.cli import training  # noqa: F401
 from tinlab.cli import many  # noqa: F401
+from tinlab.cli import papers  # noqa: F401
 from tinlab.cli import checks  # noqa: F401
 from tinlab.cli import measuring  # noqa: F401
 from tinlab.cli import comparing  # noqa: F401

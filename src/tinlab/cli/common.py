@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Train, measure, explain and compare image classifiers on small images.",
 )
 data_commands = typer.Typer(no_args_is_help=True, help="Get, pack, check and look at data.")
-results_commands = typer.Typer(no_args_is_help=True, help="The rows of results.csv.")
+results_commands = typer.Typer()
 app.add_typer(data_commands, name="data")
 app.add_typer(results_commands, name="results")
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, data_commands, write_picture
+from tinlab.cli.common import AsJson, DataOption, data_commands, write_picture
+from tinlab.errors import TinlabError
 
 
 @data_commands.command()
@@ -90,6 +91,36 @@ def pack(
         return
     for note in made.info.notes:
         terminal.say(f"note: {note}")
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    print(f"pack: {made.path}{' (was there already)' if made.reused else ''}")
+    print(f"{len(made.info.classes)} classes; {listed}")
+
+
+@data_commands.command()
+def subset(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new pack's folder.")],
+    half: Annotated[
+        str | None, typer.Option(metavar="A|B", help="The first half of the classes, or the other.")
+    ] = None,
+    class_id: Annotated[
+        list[str] | None, typer.Option("--class", metavar="ID", help="This class; repeatable.")
+    ] = None,
+    data: DataOption = None,
+    json: AsJson = False,
+) -> None:
+    """Write a pack of some of a pack's classes, checksummed as any pack."""
+    from tinlab.data import subset as subsets
+    from tinlab.data.places import open_data
+
+    if (half is None) == (not class_id):
+        raise TinlabError("name the classes by --half A or --half B, or each by --class ID")
+    pack = open_data(data)
+    made = subsets.subset_pack(pack, class_id or subsets.half(pack, half or ""), out)
+    counts = {name: split.count for name, split in made.info.splits.items()}
+    if json:
+        found = {"pack": str(made.path), "digest": made.digest, "reused": made.reused, "splits": counts}
+        terminal.show_json({**found, "classes": len(made.info.classes)})
+        return
     listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     print(f"pack: {made.path}{' (was there already)' if made.reused else ''}")
     print(f"{len(made.info.classes)} classes; {listed}")

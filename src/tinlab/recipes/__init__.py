@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from tinlab import models
 from tinlab.errors import TinlabError
 from tinlab.models.network import EVERYWHERE
-from tinlab.recipe import Model, Recipe, changed, read_recipe
+from tinlab.recipe import Model, Recipe, changed, parse_recipe, read_recipe
 from tinlab.recipes import demo, fast, ma, shcherbina, sun, yu
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -17,21 +19,46 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "fast_cpu": fast.fast_cpu,
     "fast_cpu_pruned": fast.fast_cpu_pruned,
     "sun_vanilla": sun.sun_vanilla,
+    "sun_improved": sun.sun_improved,
+    "sun_final": sun.sun_final,
     "sun_finetune": sun.sun_finetune,
+    "ma_finetune": ma.ma_finetune,
     "ma_overfit": ma.ma_overfit,
     "ma_overfit_failing": ma.ma_overfit_failing,
+    "ma_overfit_pretrained": ma.ma_overfit_pretrained,
+    "ma_scratch": ma.ma_scratch,
+    "yu_baseline": yu.yu_baseline,
+    "yu_alexnet": yu.yu_alexnet,
+    "yu_vgg": yu.yu_vgg,
+    "yu_inception": yu.yu_inception,
     "yu_resnet20": yu.yu_resnet20,
+    "yu_squeezenet": yu.yu_squeezenet,
+    "shcherbina_convnet9": shcherbina.shcherbina_convnet9,
+    "shcherbina_convnet9_plain": shcherbina.shcherbina_convnet9_plain,
     "shcherbina_layerwise": shcherbina.shcherbina_layerwise,
+    "shcherbina_vgglike": shcherbina.shcherbina_vgglike,
+    "shcherbina_vgg16": shcherbina.shcherbina_vgg16,
+    "shcherbina_alexnet": shcherbina.shcherbina_alexnet,
+    "shcherbina_dropconnect": shcherbina.shcherbina_dropconnect,
+    "shcherbina_targeted": shcherbina.shcherbina_targeted,
+    "shcherbina_pruned": shcherbina.shcherbina_pruned,
 }
+
+BUDGET = re.compile(r"-budget-(\d*\.?\d+)")
+"""What the names of shortened recipes hold."""
 
 
 def find(name: str) -> Recipe:
     """The recipe called `name`, or the one in the JSON file (or run folder) of that path.
 
-    Raises TinlabError for an unknown name, with the nearest known ones.
+    NAME-budget-0.1 is NAME at a tenth of its length, see `shortened`. Raises TinlabError for an unknown name,
+    with the nearest known ones.
     """
     if name in RECIPES:
         return RECIPES[name]()
+    base, *budget = BUDGET.split(name)
+    if budget and base in RECIPES and name == f"{base}-budget-{budget[0]}":
+        return shortened(RECIPES[base](), float(budget[0]))
     path = Path(name)
     if path.is_dir() and (path / "recipe.json").is_file():
         return read_recipe(path / "recipe.json")
@@ -39,6 +66,54 @@ def find(name: str) -> Recipe:
         return read_recipe(path)
     near = difflib.get_close_matches(name, RECIPES, n=3) or list(RECIPES)
     raise TinlabError(f"there is no recipe '{name}'; try {', '.join(near)} ('tinlab recipes' lists all)")
+
+
+def shortened(recipe: Recipe, fraction: float) -> Recipe:
+    """`recipe` at a fraction of its length, above 0 and at most 1: steps, epochs and milestones of all stages
+    are multiplied by it. It is another recipe, and is called NAME-budget-FRACTION; 1 leaves it as it is.
+
+    Raises TinlabError for another fraction.
+    """
+    if not 0 < fraction <= 1:
+        raise TinlabError(f"a budget is a share of the length, above 0 and at most 1, not {fraction:g}")
+    if fraction == 1:
+        return recipe
+    value = recipe.model_dump(mode="json")
+    _shorten(value["schedule"], fraction, "")
+    for stage in value["stages"]:
+        _shorten(stage["changes"], fraction, "schedule.")
+    if recipe.hard_classes is not None:
+        value["evaluate_every_epochs"] = recipe.evaluate_every_epochs * fraction
+    for path in ("schedule.steps", "schedule.epochs", "schedule.milestone_steps"):
+        if path in recipe.provenance:
+            value["provenance"][path] = {"kind": "changed", "why": f"{fraction:g} of the recipe's own"}
+    ending = f"-budget-{fraction:g}"
+    value["name"] = recipe.name[: 64 - len(ending)] + ending
+    return parse_recipe(value, value["name"])
+
+
+def _shorten(fields: dict[str, Any], fraction: float, prefix: str) -> None:
+    for name in ("steps", "epochs", "milestone_steps"):
+        whole = fields.get(f"{prefix}{name}")
+        if not whole:
+            continue
+        if name == "epochs":
+            fields[f"{prefix}{name}"] = round(whole * fraction, 6)
+        elif name == "steps":
+            fields[f"{prefix}{name}"] = max(1, round(whole * fraction))
+        else:
+            fields[f"{prefix}{name}"] = sorted({max(1, round(step * fraction)) for step in whole})
+
+
+def budget_of(recipe: Recipe) -> str:
+    """How much of its full length a shortened recipe has, such as `6 of 70 epochs`; empty for all others."""
+    found = BUDGET.search(recipe.name)
+    if found is None:
+        return ""
+    unit = "epochs" if recipe.schedule.epochs is not None else "steps"
+    length = sum(getattr(phase.schedule, unit) or 0 for phase in recipe.phases)
+    full = length / float(found[1])
+    return f"{length:,g} of {round(full) if unit == 'steps' else round(full, 3):,g} {unit}"
 
 
 def with_changes(recipe: Recipe, assignments: Iterable[str]) -> tuple[Recipe, tuple[str, ...]]:

@@ -1,0 +1,298 @@
+"""Commands that run the papers' experiments, and set ours beside theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tinlab import terminal
+from tinlab.cli.common import RUNS, AsJson, DataOption, Device, Out, app, results_commands
+from tinlab.errors import TinlabError
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[PAPER|ROW]", help="Run these. Default: list all.")
+    ] = None,
+    data: DataOption = None,
+    out: Out = RUNS,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N|LIST", help="How many, or which. Default: the row's own.")
+    ] = None,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(metavar="FRACTION", help="Train for this share of the length.")
+    ] = 1.0,
+    jobs: Annotated[int, typer.Option(min=1, help="For studies: runs at a time.")] = 1,
+    add_results: Annotated[
+        bool, typer.Option("--add-results", help="Add rows to results.csv, and write RESULTS.md anew.")
+    ] = False,
+    device: Device = "auto",
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
+    json: AsJson = False,
+) -> None:
+    """Run a paper's experiments as it reports them. Given again, it goes on where it was."""
+    from tinlab.papers import registry
+
+    rows = registry.rows_of(name)
+    if name is None:
+        for option, given in (
+            ("--budget", budget != 1),
+            ("--set", bool(set)),
+            ("--seeds", seeds is not None),
+        ):
+            if given:
+                raise TinlabError(f"{option} changes how a row is run; name a row or a paper")
+        _list(rows, out, json)
+        return
+    if not 0 < budget <= 1:
+        raise TinlabError(f"--budget is a share of the length, above 0 and at most 1, not {budget:g}")
+    _run(
+        rows, data, out, seeds, tuple(set or ()), budget, jobs, add_results, device, checkpoint_seconds, json
+    )
+
+
+def _list(rows: Any, out: Path, json: bool) -> None:
+    from tinlab.papers.length import row_minutes, shown_minutes
+    from tinlab.papers.measures import measures_file, read_measures
+    from tinlab.papers.page import said
+    from tinlab.papers.reproduce import status
+    from tinlab.results import read_results, results_file
+
+    lines, measured = read_results(results_file()), read_measures(measures_file(results_file()))
+    found = [
+        {
+            "id": row.id,
+            "what": row.what,
+            "run_by": "recipe" if row.recipe else "study" if row.study else "command",
+            "name": row.recipe or row.study or row.command,
+            "reported": row.numbers,
+            "needs_imagenet_weights": row.saw_imagenet,
+            "needs": list(row.needs),
+            "seeds": list(row.seeds),
+            "expected_minutes": round(row_minutes(row), 1),
+            "status": status(row, lines, row.id in measured, out),
+            "said": said(row),
+        }
+        for row in rows
+    ]
+    if json:
+        terminal.show_json([{name: value for name, value in one.items() if name != "said"} for one in found])
+        return
+    terminal.show_table(
+        ("row", "how", "time on 2 cores", "weights", "status", "what"),
+        [
+            (
+                one["id"],
+                one["run_by"],
+                "" if one["run_by"] == "command" else shown_minutes(float(one["expected_minutes"])),
+                "ImageNet" if one["needs_imagenet_weights"] else "",
+                one["status"],
+                one["what"],
+            )
+            for one in found
+        ],
+        right=("time on 2 cores",),
+    )
+    print("next: tinlab reproduce ROW, or a paper: sun, ma, yu, shcherbina; --budget 0.1 for a tenth of it")
+
+
+def _run(
+    rows: Any,
+    data: str | None,
+    out: Path,
+    seeds: str | None,
+    changes: tuple[str, ...],
+    budget: float,
+    jobs: int,
+    add_results: bool,
+    device: str,
+    checkpoint_seconds: float,
+    json: bool,
+) -> None:
+    from tinlab.cli.many import _study_settings
+    from tinlab.papers.reproduce import How, Reproduced
+    from tinlab.papers.reproduce import reproduce as run_row
+    from tinlab.study.attempt import share_of_cores
+    from tinlab.study.plan import parse_seeds
+
+    how = How(
+        settings=_study_settings(data, device, checkpoint_seconds, share_of_cores(jobs), None),
+        out=out,
+        seeds=None if seeds is None else parse_seeds(seeds),
+        fraction=budget,
+        changes=changes,
+        jobs=jobs,
+    )
+    done: list[Reproduced] = []
+    failed: dict[str, str] = {}
+    for row in rows:
+        try:
+            with terminal.training() as watch:
+                found = run_row(row, how, say=terminal.say, watch=watch)
+        except TinlabError as error:
+            if len(rows) == 1 or error.exit_code != 2:  # a signal ends all of it
+                raise
+            failed[row.id] = str(error)
+            terminal.say(f"{row.id}: {error}")
+            continue
+        done.append(found)
+        if found.failed:
+            failed[row.id] = "; ".join(found.failed)
+        if add_results:
+            _add(found)
+    if json:
+        terminal.show_json({"rows": [_answer(found) for found in done], "failed": failed})
+    else:
+        for found in done:
+            _show(found)
+        for name, why in failed.items():
+            print(f"{name}: failed: {why}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _answer(found: Any) -> dict[str, Any]:
+    from tinlab.runs import open_run
+
+    return {
+        "row": found.row.id,
+        "reported": found.row.numbers,
+        "runs": [{"run": str(path), **(open_run(path).result or {})} for path in found.runs],
+        "measures": found.values,
+    }
+
+
+def _show(found: Any) -> None:
+    from tinlab.papers.page import measure_words, said
+    from tinlab.recipes import budget_of
+    from tinlab.runs import open_run
+
+    print(f"{found.row.id}: the paper: {said(found.row)}")
+    for path in found.runs:
+        run = open_run(path)
+        result = run.result or {}
+        budget = budget_of(run.recipe)
+        print(
+            f"  {run.recipe.name}, seed {run.seed}: {result['split']} top-1 {result['top1_percent']:.2f}% in "
+            f"{result['train_seconds'] / 60:.1f} minutes{f', budget: {budget}' if budget else ''}: {path}"
+        )
+    for measure, value in found.values.items():
+        print(f"  {measure_words(measure)} {value:g}")
+    if picture := found.answer.get("picture") or found.answer.get("report"):
+        print(f"  made: {picture}")
+
+
+def _add(found: Any) -> None:
+    """Put what was measured into results/, and write the pages anew."""
+    from tinlab.papers.measures import measures_file, record_measures
+    from tinlab.papers.write import write_pages
+    from tinlab.results import record, results_file
+
+    path = results_file()
+    for run in found.runs:
+        try:
+            row = record(run, path)
+            terminal.say(f"{path}: {row['recipe']}, seed {row['seed']}: {row['top1_percent']:.2f}%")
+        except TinlabError as error:
+            terminal.say(f"not added: {error}")
+    if found.values:
+        record_measures(measures_file(path), found.row, found.values, found.of)
+    write_pages(path)
+
+
+@results_commands.callback(invoke_without_command=True)
+def results(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Option(metavar="CSV", help="Default: results/results.csv.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where RESULTS.md goes. Default: above the CSV's.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Write RESULTS.md, its figures and docs/what-helps.md from results.csv."""
+    if context.invoked_subcommand is not None:
+        return
+    from tinlab.papers.write import write_pages
+    from tinlab.results import results_file
+
+    path = file or results_file()
+    if file is not None and not file.is_file():
+        raise TinlabError(f"there is no {file}; 'tinlab results add RUN' begins one")
+    written = write_pages(path, out)
+    if json:
+        terminal.show_json({"written": [str(one) for one in written]})
+        return
+    for one in written:
+        print(one)
+
+
+@app.command()
+def transfer(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or a recipe.json.")] = "fast_cpu",
+    images: Annotated[
+        str, typer.Option(metavar="LIST", help="Images a class of half B, such as 5,25.")
+    ] = "5,25,50,500",
+    data: DataOption = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where all of it goes.")] = Path("transfer"),
+    seeds: Annotated[str, typer.Option(metavar="N|LIST", help="How many, or which, such as 0,5.")] = "1",
+    set: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(metavar="FRACTION", help="Train for this share of the length.")
+    ] = 1.0,
+    device: Device = "auto",
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
+    json: AsJson = False,
+) -> None:
+    """Train on half of the classes, and fine-tune on the others, against from scratch."""
+    from tinlab import recipes
+    from tinlab.data.places import open_data
+    from tinlab.papers.transfer import transfer as run_transfer
+    from tinlab.study.plan import parse_seeds
+
+    try:
+        counts = tuple(int(one) for one in images.split(","))
+    except ValueError:
+        raise TinlabError(f"--images takes numbers, such as 5,25,50,500, not '{images}'") from None
+    chosen, _ = recipes.with_changes(recipes.find(recipe), set or [])
+    with terminal.counting("pack the images") as count:
+        pack = open_data(data, progress=count)
+    with terminal.training() as watch:
+        lines = run_transfer(
+            chosen,
+            pack,
+            out,
+            images_per_class=counts,
+            seeds=parse_seeds(seeds),
+            fraction=budget,
+            device=device,
+            checkpoint_seconds=checkpoint_seconds,
+            say=terminal.say,
+            watch=watch,
+        )
+    if json:
+        terminal.show_json([vars(line) for line in lines])
+        return
+    terminal.show_table(
+        ("images a class of B", "fine-tuned from A", "from scratch", "gain"),
+        [
+            (
+                line.images_per_class,
+                *(
+                    f"{one.mean:.2f}%" + ("" if one.deviation is None else f" ± {one.deviation:.2f}")
+                    for one in line.spreads
+                ),
+                f"{line.spreads[0].mean - line.spreads[1].mean:+.2f}",
+            )
+            for line in lines
+        ],
+        right=("images a class of B", "fine-tuned from A", "from scratch", "gain"),
+    )
+    print(f"top-1 on B's validation images; the runs: {out / 'runs'}")

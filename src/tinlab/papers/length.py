@@ -1,0 +1,104 @@
+"""How long a recipe takes on two cores: the images that it sees, over the speed of its network."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from tinlab import recipe
+from tinlab.models.summary import summarise
+from tinlab.papers.registry import Row
+from tinlab.recipe import Recipe
+from tinlab.recipe.operations import FixedCopies
+
+TRAIN, HELD_OUT, CLASSES, SIDE = 100_000, 10_000, 200, 64
+"""Tiny ImageNet: images to train on, of which some are `tune`, classes, and pixels a side."""
+
+IMAGES_PER_SECOND = {
+    "resnet18": 304, "resnet34": 159, "resnet50": 119, "resnet101": 67, "resnet152": 56,
+    "yu_resnet20": 326, "yu_alexnet": 126, "yu_vgg": 99, "yu_baseline": 1930,
+    "convnet9": 225, "keras_vgg": 537, "keras_alexnet": 11, "alexnet": 86, "vgg16": 52,
+    "googlenet": 348, "squeezenet": 752,
+    "trinext_small": 162, "trinext": 61, "trinext_large": 27, "trinext_conv": 63,
+}  # fmt: skip
+"""Training steps of each network as it is, batches of 128 at 64 pixels in bf16, on two cores of an AMD EPYC:
+LOG.md, "Every network trains here"."""
+
+
+def images_seen(recipe: Recipe) -> float:
+    """Images that pass through the network in training on Tiny ImageNet, in all stages together."""
+    return sum(_steps(phase) * phase.schedule.batch_size for phase in recipe.phases)
+
+
+def train_images(recipe: Recipe) -> int:
+    """Images in a pass over Tiny ImageNet's training data, with fixed copies."""
+    data = recipe.data
+    images = TRAIN if data.train_split == "train+tune" else TRAIN - HELD_OUT
+    if data.images is not None:
+        images = min(images, data.images)
+    if data.images_per_class is not None:
+        images = min(images, data.images_per_class * CLASSES)
+    for operation in recipe.augment:
+        if isinstance(operation, FixedCopies):
+            images += len(operation.operations) * round(operation.share * images)
+    return images
+
+
+def _steps(phase: Recipe) -> int:
+    return phase.schedule.total_steps(train_images(phase))
+
+
+def expected_minutes(recipe: Recipe) -> float | None:
+    """Minutes of training on two cores; None for a network whose speed was not measured.
+
+    The speed is the network's measured one; for other options than its own it goes by the multiply-adds, and
+    for smaller images by the pixels. Layers that stand still are counted as if they learned.
+    """
+    minutes = 0.0
+    for phase in recipe.phases:
+        speed = images_per_second(phase.model)
+        if speed is None:
+            return None
+        sizes = phase.data.image_sizes
+        pixels = sum(size**2 for size in sizes) / len(sizes) / SIDE**2
+        passes = 2 if phase.optimizer.sam_rho is not None else 1
+        minutes += passes * _steps(phase) * phase.schedule.batch_size * pixels / speed / 60
+    return minutes
+
+
+@cache
+def _multiply_adds(knobs: recipe.Model) -> int:
+    return summarise(knobs, CLASSES, SIDE).multiply_adds
+
+
+@cache
+def images_per_second(knobs: recipe.Model) -> float | None:
+    """Images a second that training passes through the network; None where no speed was measured."""
+    measured = IMAGES_PER_SECOND.get(knobs.name)
+    if measured is None:
+        return None
+    shape = ("width", "stem", "first_kernel", "shortcut")
+    if all(getattr(knobs, name) in (None, _own(knobs.name, name)) for name in shape):
+        return measured
+    asked = recipe.Model(name=knobs.name, **{name: getattr(knobs, name) for name in shape})
+    return measured * _multiply_adds(recipe.Model(name=knobs.name)) / _multiply_adds(asked)
+
+
+def _own(name: str, option: str) -> object:
+    from tinlab import models
+
+    return models.find(name).options.get(option)
+
+
+def row_minutes(row_: Row, seeds: int | None = None) -> float:
+    """Minutes of training that a row takes on two cores, over its seeds; of a command, a minute."""
+    if row_.command:
+        return 1.0
+    minutes = [expected_minutes(recipe) for recipe in row_.recipes]
+    return (seeds or len(row_.seeds)) * sum(value or 0.0 for value in minutes)
+
+
+def shown_minutes(minutes: float) -> str:
+    """`3 minutes`, or `12.5 hours`."""
+    if minutes >= 120:
+        return f"{minutes / 60:,.1f} hours"
+    return f"{max(1, round(minutes))} minute{'s' if round(minutes) > 1 else ''}"

@@ -1,0 +1,209 @@
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from tinlab import recipes, results
+from tinlab.errors import TinlabError
+from tinlab.papers import page
+from tinlab.papers.length import expected_minutes, images_per_second, images_seen, row_minutes, train_images
+from tinlab.papers.measures import measures_file, read_measures, record_measures, values_of
+from tinlab.papers.registry import PAPERS, every_row, recipe_called, row, rows_of, study_recipes
+from tinlab.papers.write import write_pages
+from tinlab.recipe import Model
+from tinlab.study.studies import STUDIES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def line(name, seed=0, top1=50.0, budget=""):
+    recipe = recipe_called(name)
+    return {
+        **dict.fromkeys(results.COLUMNS, ""),
+        "recipe": recipe.name,
+        "recipe_digest": recipe.digest,
+        "seed": str(seed),
+        "split": "val",
+        "top1_percent": str(top1),
+        "top1_low_percent": str(top1 - 1),
+        "top1_high_percent": str(top1 + 1),
+        "train_top1_percent": "90.0",
+        "train_minutes": "12.0",
+        "hardware": "a machine",
+        "commit": "abc",
+        "torch": "9.9",
+        "tinlab": "0.1",
+        "budget": budget,
+    }
+
+
+def written(folder, lines):
+    path = folder / "results" / "results.csv"
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, results.COLUMNS)
+        writer.writeheader()
+        writer.writerows(lines)
+    return path
+
+
+def row_of(text, name):
+    """The cells of the row called `name`, the last one there is."""
+    (*_, found) = [one for one in text.splitlines() if one.startswith(f"| {name} |")]
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_the_projects_pages_are_what_the_command_writes(tmp_path):
+    path = results.results_file()
+    for place in write_pages(path, tmp_path):
+        own = ROOT / place.relative_to(tmp_path)
+        if place.suffix == ".md":
+            assert own.read_text() == place.read_text(), "run: tinlab results"
+        assert own.stat().st_size < 40_000, own
+    drawn = {p.name for p in (ROOT / "results" / "figures").glob("*.png")}
+    assert drawn == {p.name for p in tmp_path.rglob("*.png")}
+
+
+def test_every_row_has_a_place_in_the_page(tmp_path):
+    text = page.results_page(written(tmp_path, []))
+    for one in every_row():
+        if one.id != "what_helps":
+            assert "not yet run" in " ".join(row_of(text, one.id))
+    assert [one for one in PAPERS if f"## {one.title}" not in text] == []
+
+
+def test_one_seed_shows_its_interval_and_more_their_spread(tmp_path):
+    one = page.results_page(written(tmp_path / "a", [line("sun_vanilla", top1=52.5)]))
+    assert row_of(one, "sun_vanilla")[3] == "52.50 (51.50 to 53.50)"
+    lines = [line("sun_vanilla", seed, top1) for seed, top1 in enumerate((50.0, 51.0, 52.0))]
+    many = page.results_page(written(tmp_path / "b", lines))
+    assert row_of(many, "sun_vanilla")[3] == "51.00 ± 1.00 (n = 3)"
+    assert row_of(many, "sun_vanilla")[4:6] == ["90.0", "12.0"]
+    for made_of in ("a machine", "torch 9.9", "tinlab 0.1", "`abc`", recipes.find("sun_vanilla").digest):
+        assert made_of in row_of(many, "sun_vanilla")[6]
+
+
+def test_a_fraction_says_so_and_the_whole_goes_first(tmp_path):
+    short = line("sun_final-budget-0.1", top1=40.0, budget="7,000 of 70,000 steps")
+    text = page.results_page(written(tmp_path / "a", [short]))
+    assert row_of(text, "sun_final")[3] == "40.00 (39.00 to 41.00), after 7,000 of 70,000 steps"
+    found = page.found_of(recipes.find("sun_final"), [short, line("sun_final", top1=65.0)])
+    assert [one.budget for one in found] == ["", "7,000 of 70,000 steps"]
+
+
+def test_a_studys_rows_stand_under_its_name(tmp_path):
+    lines = [line("sun_resnet18_c"), line("ma_init-budget-0.5-activation-elu-init-lsuv", budget="x")]
+    text = page.results_page(written(tmp_path, lines))
+    assert "| sun_variants: resnet18, block (c)" in text
+    assert "ma_init-budget" not in text.partition("## Others")[2]
+    assert len([one for one in text.splitlines() if one.startswith("| ma_init:")]) == 1
+
+
+def test_what_saw_imagenet_stands_in_a_table_of_its_own(tmp_path):
+    text = page.results_page(written(tmp_path, [line("yu_inception", top1=60.0)]))
+    own, leaking = text.split("## Networks that saw ImageNet's weights")
+    assert "60.00" not in own
+    assert row_of(leaking, "yu_inception")[3].startswith("60.00")
+    assert "images of ImageNet" in leaking
+
+
+def test_a_changed_recipe_is_not_the_papers(tmp_path):
+    changed = line("yu_vgg") | {"recipe_digest": "0" * 12}
+    text = page.results_page(written(tmp_path, [changed]))
+    assert "not yet run" in row_of(text.partition("## Others")[0], "yu_vgg")[3]
+    assert row_of(text, "yu_vgg")[3].startswith("50.00")
+
+
+def test_what_helps_shows_the_gain_over_the_same_length(tmp_path):
+    name = "sun_vanilla-flips"
+    path = written(tmp_path, [line("sun_vanilla", top1=50.0), line(name, top1=53.0)])
+    text = page.what_helps_page(path)
+    assert row_of(text, "flips")[1:] == ["53.00 (52.00 to 54.00)", "+3.00", "90.0", "37.0", "12.0"]
+    assert row_of(text, "CutMix")[1] == "not yet run"
+    short = line(f"{name}-budget-0.1", top1=30.0, budget="1,500 of 15,000 steps")
+    other = page.what_helps_page(written(tmp_path / "b", [line("sun_vanilla"), short]))
+    assert row_of(other, "flips")[2] == ""
+
+
+def test_each_remedy_changes_one_thing():
+    plain, *others = study_recipes("what_helps")
+    for recipe in others:
+        changed = [
+            (group, field)
+            for group in ("data", "model", "loss", "optimizer", "schedule", "compute")
+            for field, value in getattr(recipe, group)
+            if value != getattr(getattr(plain, group), field)
+        ]
+        assert len(changed) + (recipe.augment != plain.augment) == 1, recipe.name
+
+
+def test_older_files_lack_columns_and_are_read(tmp_path):
+    path = tmp_path / "old.csv"
+    names = [name for name in results.COLUMNS if name not in results.ADDED]
+    path.write_text(",".join(names) + "\n" + ",".join("1" for _ in names) + "\n")
+    (found,) = results.read_results(path)
+    assert found["budget"] == ""
+    assert found["recipe"] == "1"
+
+
+def test_lengths_are_counted_by_hand():
+    assert train_images(recipes.find("shcherbina_convnet9")) == 265_000
+    assert images_seen(recipes.find("shcherbina_convnet9")) == pytest.approx(17 * 265_000, rel=1e-4)
+    assert images_seen(recipes.find("sun_final")) == 7_000_000
+    assert expected_minutes(recipes.find("sun_final")) == pytest.approx(7e6 / 159 / 60)
+    assert images_seen(recipes.find("ma_finetune")) == pytest.approx(125_000, rel=1e-3)
+    assert row_minutes(row("sun_variants")) == pytest.approx(
+        3 * 2 * sum(2e6 / speed for speed in (304, 159, 119)) / 60
+    )
+    assert images_per_second(Model(name="resnet18", width=64)) == 304
+    assert images_per_second(Model(name="resnet18", width=32)) > 3 * 304
+    assert images_per_second(Model(name="timm:x")) is None
+
+
+def test_rows_are_found_by_name_and_paper():
+    ids = [one.id for one in every_row()]
+    assert len(set(ids)) == len(ids)
+    assert rows_of("yu") == PAPERS[2].rows
+    assert rows_of(None) == every_row()
+    for one in every_row():
+        assert bool(one.recipe) + bool(one.study) + bool(one.command) == 1
+        assert one.study is None or one.study in STUDIES
+        assert all(row(needed).recipe for needed in one.needs)
+    with pytest.raises(TinlabError, match="sun_final"):
+        rows_of("sun_finall")
+
+
+def test_each_papers_recipe_is_a_row():
+    shown = {one.recipe for one in every_row()}
+    assert {name for name in recipes.RECIPES if recipes.find(name).paper} == shown - {None}
+
+
+def test_measures_are_read_from_a_commands_answer_and_kept_once(tmp_path):
+    one = row("shcherbina_classes")
+    counts = {keys[1]: (50, 50 - number) for number, keys in enumerate(one.measures.values())}
+    classes = [{"id": wnid, "images": n, "right": right} for wnid, (n, right) in counts.items()]
+    values = values_of(one, {"classes_by_accuracy": classes})
+    assert list(values.values()) == list(range(10))
+    path = measures_file(tmp_path / "results.csv")
+    for _ in range(2):
+        record_measures(path, one, values, ("0123",))
+    assert [float(found["value"]) for found in read_measures(path)[one.id]] == list(range(10))
+    text = page.results_page(written(tmp_path / "x", []).rename(tmp_path / "results.csv"))
+    assert "plunger errors 9" in row_of(text, one.id)[3]
+    with pytest.raises(TinlabError, match="errors_of"):
+        values_of(one, {"classes_by_accuracy": []})
+    with pytest.raises(TinlabError, match="picture"):
+        values_of(row("sun_errors"), {})
+
+
+def test_the_curves_of_the_papers_numbers_are_drawn(tmp_path):
+    path = written(tmp_path, [line("yu_vgg")])
+    curve = path.parent / "curves" / "yu_vgg-s0.csv"
+    curve.parent.mkdir()
+    own = ROOT / "results" / "curves" / "yu_resnet20-s0.csv"
+    curve.write_text(own.read_text())
+    (drawn,) = [place for place in write_pages(path) if place.suffix == ".png"]
+    assert drawn == tmp_path / "results" / "figures" / "yu_vgg.png"
+    assert 3_000 < drawn.stat().st_size < 40_000
+    assert re.search(r"!\[.*\]\(results/figures/yu_vgg.png\)", (tmp_path / "RESULTS.md").read_text())

@@ -1,0 +1,156 @@
+import json
+import sys
+
+import pytest
+
+from tinlab import cli, recipes
+from tinlab.errors import TinlabError
+from tinlab.papers import reproduce as module
+from tinlab.papers.registry import Row, row
+from tinlab.papers.reproduce import How, reproduce, status
+from tinlab.study.attempt import Settings
+from tinlab.training import loop
+
+SMALL = ("model.width=4", "schedule.batch_size=4", "schedule.steps=3")
+
+
+@pytest.fixture
+def how(shapes_pack, tmp_path):
+    settings = Settings(pack=shapes_pack.path, pack_digest=shapes_pack.digest, device="cpu")
+    return How(settings, tmp_path / "runs", changes=SMALL)
+
+
+def test_a_row_is_trained_once_and_gone_on_with(how, monkeypatch):
+    said: list[str] = []
+
+    def stop(progress):
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(row("ma_overfit"), how, say=said.append, watch=stop)
+    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained anew"))
+    done = reproduce(row("ma_overfit"), how, say=said.append)
+    assert json.loads((done.runs[0] / "result.json").read_text())["steps"] == 3
+    assert "goes on" in said[-1]
+    again = reproduce(row("ma_overfit"), how, say=said.append)
+    assert again.runs == done.runs
+    assert "finished already" in said[-1]
+
+
+def test_seeds_are_run_one_after_another(how):
+    more = How(how.settings, how.out, seeds=(0, 3), changes=SMALL)
+    done = reproduce(row("ma_overfit"), more, say=lambda text: None)
+    assert [json.loads((run / "run.json").read_text())["seed"] for run in done.runs] == [0, 3]
+
+
+def test_a_budget_makes_another_run(how):
+    tenth = How(how.settings, how.out, fraction=0.1, changes=SMALL[:2])
+    done = reproduce(row("ma_overfit"), tenth, say=lambda text: None)
+    (run,) = done.runs
+    assert run.name.startswith("ma_overfit-budget-0.1-s0-")
+    assert json.loads((run / "result.json").read_text())["steps"] == 6
+
+
+def test_a_command_looks_at_the_run_of_its_row(how, monkeypatch):
+    drawn = Row("drawn", "x", command="tinlab explain {ma_overfit} --errors --out {out}/e.png --json")
+    with pytest.raises(TinlabError, match="tinlab reproduce ma_overfit"):
+        reproduce(drawn, how, say=lambda text: None)
+    trained = reproduce(row("ma_overfit"), how, say=lambda text: None)
+    said: list[str] = []
+    done = reproduce(drawn, how, say=said.append)
+    assert (how.out / "e.png").is_file()
+    assert str(trained.runs[0]) in said[0]
+    assert done.values == {"pictures": 1}
+    assert done.of == (how.recipe(recipes.find("ma_overfit")).digest,)
+
+
+def test_a_command_that_fails_is_told(how):
+    with pytest.raises(TinlabError, match="failed with code"):
+        reproduce(Row("x", "x", command="tinlab report nowhere --json"), how, say=lambda text: None)
+    with pytest.raises(TinlabError, match="checkout"):
+        reproduce(Row("x", "x", command="python benchmarks/nothing.py"), how, say=lambda text: None)
+
+
+def test_every_recipe_of_a_study_is_shortened_and_changed(how, monkeypatch):
+    asked = {}
+
+    def run_study(study, folder, settings, **more):
+        asked.update(study=study, folder=folder)
+        raise TinlabError("enough")
+
+    monkeypatch.setattr(module, "run_study", run_study)
+    tenth = How(how.settings, how.out, seeds=(7,), fraction=0.1, changes=("model.width=8",))
+    with pytest.raises(TinlabError, match="enough"):
+        reproduce(row("sun_variants"), tenth)
+    assert asked["study"].seeds == (7,)
+    assert {recipe.schedule.steps for recipe in asked["study"].recipes} == {2000}
+    assert {recipe.model.width for recipe in asked["study"].recipes} == {8}
+    assert asked["folder"].name == "sun_blocks-budget-0.1-model.width-8"
+
+
+def test_a_row_says_what_its_runs_are(how):
+    full = How(how.settings, how.out)
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(row("yu_baseline"), full, say=lambda text: None, watch=stop)
+    assert status(row("yu_baseline"), [], False, how.out).startswith("begun")
+    (run,) = how.out.iterdir()
+    (run / "result.json").write_text("{}")
+    assert status(row("yu_baseline"), [], False, how.out).startswith("begun")
+    (run / "result.json").write_text('{"top1_percent": 1}')
+    assert status(row("yu_baseline"), [], False, how.out).startswith("finished")
+
+
+def test_a_row_that_was_measured_says_so(how):
+    recipe = recipes.find("yu_vgg")
+    line = {"recipe": "yu_vgg", "recipe_digest": recipe.digest, "split": "val", "seed": "0", "budget": ""}
+    assert status(row("yu_vgg"), [line], False, how.out) == "measured, 1 seed"
+    assert status(row("yu_vgg"), [], False, how.out) == "not yet run"
+
+
+def command(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tinlab", *words])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+    said = capsys.readouterr()
+    return code, said.out, " ".join(said.err.split())
+
+
+def test_the_list_is_in_the_papers_order(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = command(["reproduce", "--json"], monkeypatch, capsys)
+    rows = json.loads(out)
+    assert code == 0
+    assert [one["id"] for one in rows][:3] == ["sun_finetune", "sun_tuning", "sun_vanilla"]
+    final = next(one for one in rows if one["id"] == "sun_final")
+    assert final["expected_minutes"] == pytest.approx(733.8, abs=0.1)
+    assert final["reported"] == {"top1_percent": 65.32}
+
+
+BAD = {
+    "no such row": (["reproduce", "sun_finl"], "sun_final"),
+    "no budget": (["reproduce", "sun_final", "--budget", "0"], "--budget"),
+    "too much": (["reproduce", "sun_final", "--budget", "2"], "--budget"),
+    "a budget of a list": (["reproduce", "--budget", "0.5"], "name a row"),
+    "no data": (["reproduce", "sun_final", "--data", "nowhere"], "nowhere"),
+    "no file": (["results", "--file", "nothing.csv"], "nothing.csv"),
+    "no number": (["transfer", "--images", "few"], "few"),
+    "no classes named": (["data", "subset", "out"], "--half"),
+    "both named": (["data", "subset", "out", "--half", "A", "--class", "x"], "--half"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(case, monkeypatch, capsys, tmp_path):
+    words, expected = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    code, _, said = command(words, monkeypatch, capsys)
+    assert code == 2
+    assert expected in said
