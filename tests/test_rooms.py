@@ -13,7 +13,7 @@ ORDER = [
     "data", "augment", "models", "recipes",
     "compute", "ranks", "runs", "evaluation", "training", "networks",
     "classifier", "evaluating", "explain", "checks", "export",
-    "results", "report", "study", "serve", "demo", "terminal", "cli", "__main__",
+    "results", "report", "study", "papers", "serve", "demo", "terminal", "cli", "__main__",
 ]  # fmt: skip
 """source -> pack -> batches -> augment -> model -> predict -> metrics -> step -> checkpoint -> report."""
 
