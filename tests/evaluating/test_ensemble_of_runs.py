@@ -28,8 +28,8 @@ def test_members_and_rules_on_val(found, honest_runs):
     labels = predictions_of(honest_runs[0]).labels
     logits = np.stack([predictions_of(run).logits for run in honest_runs])
     for member, run in zip(found.members, honest_runs, strict=True):
-        assert member.top1_percent == pytest.approx(evaluate(run).top1_percent)
-        assert member.tune_top1_percent == pytest.approx(evaluate(run, split="tune").top1_percent)
+        assert member.top1_percent == pytest.approx(evaluate(run).metrics.top1_percent)
+        assert member.tune_top1_percent == pytest.approx(evaluate(run, split="tune").metrics.top1_percent)
     assert [row.rule for row in found.rows] == list(RULES)
     for row in found.rows:
         scores = combine(logits, row.combination)
