@@ -4,7 +4,8 @@ import pytest
 
 from tinlab.errors import TinlabError
 from tinlab.files import read_json, write_json
-from tinlab.results import COLUMNS, mean_top1_percent, read_results, record, results_file
+from tinlab.recipes import shortened
+from tinlab.results import ADDED, COLUMNS, mean_top1_percent, read_results, record, results_file
 from tinlab.training import loop
 
 
@@ -23,14 +24,26 @@ def test_a_row_holds_what_makes_its_number_a_number(run, tmp_path):
     row = record(run.path, path)
     (saved,) = read_results(path)
     assert list(saved) == list(COLUMNS)
-    assert {name: str(value) for name, value in row.items()} == {n: v or "None" for n, v in saved.items()}
+    assert {name: "" if value is None else str(value) for name, value in row.items()} == saved
     assert float(saved["top1_percent"]) == run.result["top1_percent"]
     assert (
         float(saved["top1_low_percent"]) <= float(saved["top1_percent"]) <= float(saved["top1_high_percent"])
     )
     assert saved["recipe_digest"] == run.recipe.digest
+    assert (saved["budget"], saved["classes"]) == ("", "4")
     assert saved["hardware"]
     assert mean_top1_percent(path) == {run.recipe.digest: run.result["top1_percent"]}
+
+
+def test_a_shortened_recipes_row_says_so_and_has_a_curve_of_its_own(tiny_recipe, shapes_pack, tmp_path):
+    short = shortened(tiny_recipe, 0.25)
+    run = loop.train(short, shapes_pack, tmp_path / "runs", device="cpu")
+    environment = read_json(run.path / "environment.json")
+    environment["pack"]["source_kind"] = "class_folders"
+    write_json(run.path / "environment.json", environment)
+    row = record(run.path, tmp_path / "results" / "r.csv")
+    assert row["budget"] == "3 of 12 steps"
+    assert (tmp_path / "results" / "curves" / "tiny-budget-0.25-s0.csv").is_file()
 
 
 def test_a_run_is_recorded_once(run, tmp_path):
@@ -60,7 +73,9 @@ def test_a_foreign_file_is_left_alone(run, tmp_path):
 
 def test_the_projects_own_results_are_readable():
     with results_file().open(newline="") as file:
-        assert tuple(next(csv.reader(file))) == COLUMNS
+        names = next(csv.reader(file))
+    assert [name for name in COLUMNS if name in names] == names
+    assert set(COLUMNS) - set(names) <= set(ADDED)
     for row in read_results(results_file()):
         assert 0 < float(row["top1_percent"]) < 100
         assert row["source_kind"] != "rendered"

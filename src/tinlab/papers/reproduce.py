@@ -154,10 +154,12 @@ def finished_run(needed: Row, how: How, pack_digest: str) -> Run:
     recipe = how.recipe(recipes.find(needed.recipe))
     run = find_run(how.out, recipe, _seeds(needed, how)[0], pack_digest)
     if run is None or run.result is None:
-        share = f" --budget {how.fraction:g}" if how.fraction != 1 else ""
+        words = ["tinlab", "reproduce", needed.id, "--out", str(how.out)]
+        words += ["--budget", f"{how.fraction:g}"] if how.fraction != 1 else []
+        words += [word for change in how.changes for word in ("--set", change)]
         raise TinlabError(
-            f"there is no finished run of {recipe.name} in {how.out}; make one: tinlab reproduce "
-            f"{needed.id}{share} --out {how.out}"
+            f"there is no finished run of {recipe.name} and seed {_seeds(needed, how)[0]} in {how.out}; make "
+            f"one: {shlex.join(words)}"
         )
     return run
 
