@@ -26,7 +26,7 @@ WIDTHS = {"keras_alexnet": 2}
 """Where 8 channels in the first stage are many still."""
 LARGE = {"alexnet", "vgg16", "googlenet", "squeezenet"}
 """They have no width."""
-WHOLE = {"trinext_small", "trinext", "trinext_large", "trinext_conv"}
+WHOLE = ("trinext_small", "trinext", "trinext_large", "trinext_conv")
 """Their channels cannot be pruned."""
 
 
