@@ -30,7 +30,7 @@ def test_a_line_for_each_test_image(honest_runs, shapes_pack, tmp_path):
 
 def test_val_scores_what_was_measured(honest_runs, tmp_path, shapes_pack):
     made = submit(honest_runs[2], tmp_path / "s.txt", split="val", device="cpu")
-    assert made.top1_percent == pytest.approx(evaluate(honest_runs[2]).top1_percent)
+    assert made.top1_percent == pytest.approx(evaluate(honest_runs[2]).metrics.top1_percent)
     again = check_submission(tmp_path / "s.txt", shapes_pack, split="val")
     assert np.array_equal(again.classes, made.classes)
     lines = (tmp_path / "s.txt").read_text().splitlines()
@@ -120,7 +120,7 @@ def test_the_command(honest_runs, tmp_path):
     assert done.exit_code == 0, done.exception
     shown = json.loads(done.stdout)
     assert shown["images"] == 40
-    assert shown["top1_percent"] == pytest.approx(evaluate(honest_runs[0]).top1_percent)
+    assert shown["top1_percent"] == pytest.approx(evaluate(honest_runs[0]).metrics.top1_percent)
     assert "it scores" in CliRunner().invoke(app, words).stdout
     for words, message in (
         (["submit", str(tmp_path / "nowhere")], "not a run folder"),

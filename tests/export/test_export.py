@@ -118,7 +118,7 @@ def test_the_table(made, run):
     assert list(ways) == ["PyTorch fp32", "PyTorch bf16", "ONNX fp32", "ONNX int8"]
     assert made.images == 40
     assert made.calibration_images == 32
-    assert ways["PyTorch bf16"].top1_percent == pytest.approx(evaluate(run).top1_percent)
+    assert ways["PyTorch bf16"].top1_percent == pytest.approx(evaluate(run).metrics.top1_percent)
     assert ways["ONNX fp32"].top1_percent == ways["PyTorch fp32"].top1_percent
     assert ways["ONNX fp32"].change == (0, 0, 0)
     assert ways["ONNX fp32"].agreement.close
