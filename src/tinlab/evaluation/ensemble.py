@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 
 from tinlab.errors import TinlabError
+from tinlab.evaluation.pairs import paired_interval_points
 
 Pool = Literal["vote", "probabilities", "logits"]
-DRAWS = 10_000
 GREEDY_ROUNDS = 25
 """Picks of the greedy selections, so that a weight is a multiple of at least 1/25."""
 LARGEST_FACTOR = 100.0
@@ -263,13 +263,6 @@ def class_error_rates(wrong: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def gain_interval(correct: np.ndarray, reference: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
     """Top-1 of `correct` minus that of `reference`, bool (N,) on the same images, in percentage points, and
-    its 95% percentile bootstrap interval over the images, drawn in pairs.
-
-    An image counts +1, 0 or -1, so a resample is one multinomial draw of how many there are of each.
-    """
-    difference = correct.astype(int) - reference.astype(int)  # (N,)
-    count = len(difference)
-    each = np.array([(difference == value).mean() for value in (1, 0, -1)])
-    drawn = np.random.default_rng(seed).multinomial(count, each, size=DRAWS)  # (DRAWS, 3)
-    low, high = np.percentile(100 * (drawn[:, 0] - drawn[:, 2]) / count, [2.5, 97.5])
-    return 100 * float(difference.mean()), float(low), float(high)
+    its 95% interval, as `pairs.paired_interval_points` gives it."""
+    gain = 100 * float((correct.astype(int) - reference.astype(int)).mean())
+    return gain, *paired_interval_points(correct, reference, seed=seed)

@@ -7,7 +7,6 @@ operation runs in the stage that it belongs to; `tinlab.augment.policy` states t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -379,15 +378,6 @@ class Cutmix(Mixup):
 Operation = Annotated[
     Simple | SomeOf | FixedCopies | Resampling | Mixup | Cutmix, Field(discriminator="kind")
 ]
-
-
-def simple_operations(operations: Sequence[Any]) -> Iterator[Any]:
-    """Every operation that changes one image, those inside others included, in their order."""
-    for operation in operations:
-        if isinstance(operation, SomeOf | FixedCopies):
-            yield from operation.operations
-        elif isinstance(operation, Change):
-            yield operation
 
 
 def fit_together(operations: tuple[Any, ...]) -> tuple[Any, ...]:
