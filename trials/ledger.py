@@ -1,0 +1,86 @@
+"""Where a trial writes what it tried: a row of results/trials.csv for each promise, the newest alone.
+
+A trial is a long run of something that the tests run briefly: the same functions, with more cases. Every file
+of this folder but this one is a trial with a command line of its own. docs/reliability.md is written from the
+rows by page.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tinlab.files import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+LEDGER = ROOT / "results" / "trials.csv"
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What is promised, in one sentence, and the test that shows it in every run of the tests."""
+
+    id: str
+    """Part and subject: `faults.training`, `inputs.recipe`, `server.overload`, `numbers.top1`."""
+    sentence: str
+    test: str
+    """tests/file.py::name of the short run."""
+    trial: str
+    """The command of the long run, from the root: `python trials/faults.py training --kills 200`."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One row: what one run of a trial did."""
+
+    promise: str
+    tried: int
+    unit: str
+    """What was counted: kills, inputs, requests, comparisons."""
+    failed: int
+    minutes: float
+    note: str
+    """Further numbers that the trial printed, in words."""
+    commit: str
+    date: str
+
+
+def record(promise: Promise, tried: int, unit: str, failed: int, seconds: float, note: str = "") -> Tried:
+    """Write the row of `promise`, in place of an older one; a failure is recorded as well."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    ).stdout.strip()  # fmt: skip
+    row = Tried(
+        promise.id, tried, unit, failed, round(seconds / 60, 1), note, commit, f"{datetime.now(UTC):%Y-%m-%d}"
+    )
+    rows = sorted([other for other in read() if other.promise != promise.id] + [row], key=lambda r: r.promise)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [item.name for item in fields(Tried)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_text(LEDGER, text.getvalue())
+    print(f"{row.promise}: {row.tried:,} {row.unit}, {row.failed} failed, {row.minutes} minutes. {row.note}")
+    return row
+
+
+def read() -> list[Tried]:
+    """The rows of the ledger; none where there is no ledger yet."""
+    if not LEDGER.exists():
+        return []
+    with LEDGER.open(newline="") as file:
+        return [
+            Tried(
+                **{
+                    **row,
+                    "tried": int(row["tried"]),
+                    "failed": int(row["failed"]),
+                    "minutes": float(row["minutes"]),
+                }
+            )
+            for row in csv.DictReader(file)
+        ]
