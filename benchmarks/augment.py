@@ -6,7 +6,8 @@ Child processes are taken in turn, `--rounds` times, all on the same images, in 
     torchvision        ImageFolder, the same transforms of torchvision v2, DataLoader with two workers
     kornia             batches read from the pack and augmented by kornia's classes, on whole batches
     step               a training step of ResNet-18 (7x7/2 stem, bf16, channels-last) on one fixed batch
-    step + tinlab      the same step, each on a batch that the policy has just augmented
+    step + tinlab      the same step, each on a batch that the policy has just augmented; by turns in one
+                       process, the medians of their times, so that a machine that swings treats both alike
 
     python benchmarks/augment.py [--data DATA] [--policy sun_heavy] [--device cpu] [--steps 30] [--rounds 5]
 
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps({"images_per_second": CHILDREN[args.child](args)}))
+        print(json.dumps(CHILDREN[args.child](args)))
         return
 
     from tinlab.data.packing import pack
@@ -64,13 +65,14 @@ def main() -> None:
         pack(source, Path(name) / "pack")
         own = [sys.executable, str(HERE / "augment.py"), "--policy", args.policy, "--device", args.device]
         own += ["--steps", str(args.steps), "--pack", str(Path(name) / "pack"), "--images", str(images)]
-        speeds: dict[str, list[float]] = {name: [] for name in CHILDREN}
+        speeds: dict[str, list[float]] = {}
         for _ in range(args.rounds):
-            for child, found in speeds.items():
+            for child in CHILDREN:
                 done = subprocess.run([*own, "--child", child], capture_output=True, text=True, check=False)
                 if done.returncode:
                     sys.exit(f"{child} failed: {done.stderr.strip().splitlines()[-1]}")
-                found.append(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
+                for name, speed in json.loads(done.stdout.splitlines()[-1]).items():
+                    speeds.setdefault(name, []).append(speed)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     figures = {
         "tinlab / torchvision": medians["tinlab"] / medians["torchvision"],
@@ -93,19 +95,21 @@ def main() -> None:
 
 def timed(steps: int, step: Callable[[int], object], device: str) -> float:
     """Images per second of `step`, after the warm-up."""
-    import torch
-
-    def wait() -> None:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-
     for number in range(WARMUP + steps):
         if number == WARMUP:
-            wait()
+            wait(device)
             began = time.perf_counter()
         step(number)
-    wait()
+    wait(device)
     return steps * BATCH / (time.perf_counter() - began)
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def batches_of(args: argparse.Namespace) -> Any:
@@ -140,7 +144,8 @@ def tinlab(args: argparse.Namespace) -> float:
     return timed(args.steps, lambda number: policy.inputs(batches.at(number), 64), args.device)
 
 
-def training_step(args: argparse.Namespace, augmented: bool) -> float:
+def training(args: argparse.Namespace) -> dict[str, float]:
+    """Steps on a fixed batch and on augmented ones by turns: images per second of each."""
     from tinlab.tuning import tune_process
 
     tune_process()
@@ -160,15 +165,19 @@ def training_step(args: argparse.Namespace, augmented: bool) -> float:
     fixed = batches.at(0)
     inputs = policy.inputs(fixed, 64)[0].clone(memory_format=torch.preserve_format)
 
-    def step(number: int) -> None:
-        x, batch = inputs, fixed
-        if augmented:
-            x, batch = policy.inputs(batches.at(number), 64)
+    def seconds(number: int, augmented: bool) -> float:
+        wait(args.device)
+        began = time.perf_counter()
+        x, batch = policy.inputs(batches.at(number), 64) if augmented else (inputs, fixed)
         forward_backward(model, x, batch, knobs)
         updater.step()
         updater.zero_grad(set_to_none=True)
+        wait(args.device)
+        return time.perf_counter() - began
 
-    return timed(args.steps, step, args.device)
+    pairs = [(seconds(n, False), seconds(n, True)) for n in range(WARMUP + args.steps)][WARMUP:]
+    plain, augmented = (statistics.median(times) for times in zip(*pairs, strict=True))
+    return {"step": BATCH / plain, "step + tinlab": BATCH / augmented}
 
 
 def kornia(args: argparse.Namespace) -> float:
@@ -264,12 +273,11 @@ def torchvision(args: argparse.Namespace) -> float:
     return timed(args.steps, lambda _: next(batches), "cpu")
 
 
-CHILDREN: dict[str, Callable[[argparse.Namespace], float]] = {
-    "tinlab": tinlab,
-    "torchvision": torchvision,
-    "kornia": kornia,
-    "step": lambda args: training_step(args, augmented=False),
-    "step + tinlab": lambda args: training_step(args, augmented=True),
+CHILDREN: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "tinlab": lambda args: {"tinlab": tinlab(args)},
+    "torchvision": lambda args: {"torchvision": torchvision(args)},
+    "kornia": lambda args: {"kornia": kornia(args)},
+    "training": training,
 }
 
 
