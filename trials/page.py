@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -112,18 +114,35 @@ def _cell(words: str) -> str:
     return " ".join(words.split()).replace("|", "\\|")
 
 
+def run(promised: Iterable[Promise]) -> bool:
+    """Run the trials of the promises, each once; whether all of them held."""
+    failed = []
+    for command in dict.fromkeys(promise.trial for promise in promised):
+        print(f"$ {command}", flush=True)
+        words = [sys.executable, *shlex.split(command)[1:]]
+        if subprocess.run(words, cwd=ROOT, check=False).returncode:
+            failed.append(command)
+    for command in failed:
+        print(f"failed: {command}")
+    return not failed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Write docs/reliability.md from the promises and the ledger."
     )
     parser.add_argument("--check", action="store_true", help="only say whether it is what would be written")
+    parser.add_argument("--run", action="store_true", help="first run all trials, which takes hours")
+    given = parser.parse_args()
+    fine = run(promises()) if given.run else True
     said = text(promises(), read())
-    if parser.parse_args().check:
+    if given.check:
         if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != said:
             sys.exit("docs/reliability.md is not what its sources say; write it with: python trials/page.py")
         return
     write_text(PAGE, said)
     print(PAGE.relative_to(ROOT))
+    sys.exit(not fine)
 
 
 if __name__ == "__main__":
