@@ -295,9 +295,12 @@ def made_input(seed: int) -> bytes:
             request("POST", "/explain", multipart(("image", "a.png", pictures()[1]))),
         )  # fmt: skip
         return mutated(draw, draw.choice(sound))
-    # a sound form whose picture, or framing, is damaged
-    damaged = multipart(("images", draw.choice(NAMES), mutated(draw, draw.choice(pictures()), 30)))
-    return request("POST", "/classify", damaged if draw.random() < 0.7 else mutated(draw, damaged))
+    # a sound form whose picture or framing may be damaged
+    picture = draw.choice(pictures())
+    picture = picture if draw.random() < 0.4 else mutated(draw, picture, 30)
+    path, part = draw.choice((("/classify", "images"), ("/classify", "images"), ("/explain", "image")))
+    damaged = multipart((part, draw.choice(NAMES), picture))
+    return request("POST", path, damaged if draw.random() < 0.8 else mutated(draw, damaged))
 
 
 def faults(answer: Answer, sent: bytes) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +112,7 @@ class Protocol(H11Protocol):
         limit = {"head": HEADER_SECONDS, "read": READ_SECONDS}.get(self._waits[0] or "", math.inf)
         left = self.since + limit - self.loop.time()
         if left <= 0:
-            self.transport.abort()  # closing it would wait for the client to read
+            self._cut()
         else:
             self._timer = self.loop.call_later(max(0.001, min(left, CHECK_SECONDS)), self._check)
 
@@ -123,7 +125,15 @@ class Protocol(H11Protocol):
         if waited_for:
             longest = min(waited_for, key=lambda other: other.since)
             self.connections.discard(longest)
-            longest.transport.abort()
+            longest._cut()
+
+    def _cut(self) -> None:
+        """End the connection now, with all that the client has not read: otherwise the operating system would
+        keep that for it, for minutes."""
+        connection = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
 
 async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
