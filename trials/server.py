@@ -203,6 +203,18 @@ class Tally:
         self.wrong[what] += 1
 
 
+def added(one: Tally, other: Tally) -> Tally:
+    """Both together."""
+    return Tally(
+        one.tried + other.tried,
+        one.failed + other.failed,
+        one.seconds + other.seconds,
+        one.statuses + other.statuses,
+        one.wrong + other.wrong,
+        f"{one.note} Then: {other.note}",
+    )
+
+
 async def _fuzz(place: Place, seeds: Sequence[int], at_once: int, linger: float) -> Tally:
     tally, left = Tally(), iter(seeds)
 
@@ -724,6 +736,9 @@ def main() -> None:
             tally, unit = slow(place, clients=given.clients, within=50), "clients"
         elif given.part == "connections":
             tally, unit = connections(place, count=given.count), "connections"
+            # And where all of them may stay.
+            more = stack.enter_context(as_process(run, "--max-connections", given.count + 100))[0]
+            tally = added(tally, connections(more, count=given.count))
         else:
             tally, unit = soak(place, lambda: _resident(process), seconds=60 * given.minutes), "requests"
         said = errors.read_text()
