@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 
-.PHONY: demo test lint bench setup format
+.PHONY: demo test lint bench setup format trials audit
 
 setup: $(VENV)/.installed
 
@@ -36,3 +36,16 @@ bench: setup
 	$(BIN)/python benchmarks/depth.py
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/inference.py
+
+# hours: hundreds of kills, ten thousands of inputs; results/trials.csv and docs/reliability.md
+trials: setup
+	nice $(BIN)/python trials/page.py --run
+
+# known vulnerabilities of the pinned versions; fails where the advisories cannot be asked
+audit: $(VENV)/audit/.installed
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+$(VENV)/audit/.installed:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@touch $@

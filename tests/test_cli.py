@@ -228,7 +228,10 @@ BAD = {
     "add rendered results": (["results", "add", "RUN", "--file", "OUT"], "rendered"),
     "unknown option": (["train", "demo", "--dta", "x"], "--data"),
     "unknown command": (["trian"], "train"),
-    "seed is no number": (["train", "demo", "--seed", "x"], "seed"),
+    "seed is no number": (["train", "demo", "--seed", "x"], "'--seed'"),
+    "no such port": (["serve", "RUN", "--port", "99999"], "'--port'"),
+    "no run to serve": (["serve"], "tinlab serve --help'"),
+    "no value": (["train", "demo", "--seed"], "'--seed'"),
 }
 
 
@@ -246,8 +249,8 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(case, run, shapes_pack, sha
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert expected in done.stderr.replace("\n", " ")
-    if done.stderr.startswith("tinlab: "):
-        assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("tinlab: ")
+    assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
     assert text.read_text() == "hello"
     assert (full / "precious").read_text() == "keep"

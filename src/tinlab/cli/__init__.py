@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 
+import typer
+
 from tinlab import terminal
-from tinlab.cli.common import app
+from tinlab.cli.common import UsageError, app, usage_sentence
 from tinlab.errors import TinlabError
 from tinlab.tuning import tune_process
 
@@ -39,13 +41,18 @@ def main() -> None:
     # As an exception, so that what is half made is removed on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        app()
+        # typer would show a usage error as a box of several lines.
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except UsageError as error:
+        sentence = usage_sentence(error)
+        sys.exit(terminal.fail(sentence, error.exit_code) if sentence else error.exit_code)
     except TinlabError as error:
         rank = int(os.environ.get("RANK", "0"))
         if rank > 0 and error.on_every_rank:
             sys.exit(error.exit_code)
         sys.exit(terminal.fail(f"rank {rank}: {error}" if rank > 0 else str(error), error.exit_code))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(terminal.fail("stopped", 130))
     except BrokenPipeError:
         sys.exit(141)
