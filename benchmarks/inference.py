@@ -93,7 +93,7 @@ def main() -> None:
         ]
     rows = [
         measuring.compare(
-            f"{way}, batch {size}",
+            f"inference, batch {size}: {way}",
             *([one[side][size] for one in rounds] for side in (way, EAGER)),
             "images/s",
             EAGER,

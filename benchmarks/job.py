@@ -45,9 +45,10 @@ def main() -> None:
             },
             args.rounds,
         )
+    kind = "zip" if source.is_file() else "folder"
     row = measuring.compare(
-        f"{'zip' if source.is_file() else 'folder'}, {args.steps} steps of ResNet-18, val", seconds["tinlab"],
-        seconds["peer"], "s", "a plain script in bf16, channels-last",
+        f"whole job: {kind}, {args.steps} steps of ResNet-18, val", seconds["tinlab"], seconds["peer"], "s",
+        "a plain script in bf16, channels-last",
     )  # fmt: skip
     measuring.report([row], f"{forms.described}, {os.cpu_count()} CPUs", as_json=args.json)
 

@@ -52,7 +52,7 @@ def main() -> None:
             "loop": [*own, "loop"],
             "its bare step on one fixed batch": [*own, "bare"],
             "a plain PyTorch script": peer,
-            "that script in bf16, channels-last": [*peer, "--best"],
+            "a plain PyTorch script in bf16, channels-last": [*peer, "--best"],
         }
         speeds = measuring.in_turn(
             {name: lambda c=c: measuring.child(*c)["images_per_second"] for name, c in commands.items()},

@@ -9,6 +9,7 @@ a part that has no file yet says how to run it.
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,7 +79,14 @@ def page(results: Path) -> str:
         "## What larger sets would need\n",
         larger(measures) or not_yet("python benchmarks/scaling.py", 4),
     ]
-    return "\n".join(parts)
+    return "\n\n".join(map(wrapped, "\n".join(parts).strip().split("\n\n"))) + "\n"
+
+
+def wrapped(block: str) -> str:
+    """A paragraph in lines of at most 116 characters; tables, headings and pictures as they are."""
+    if block.startswith(("|", "#", "![")):
+        return block
+    return textwrap.fill(" ".join(block.split()), 116, break_long_words=False, break_on_hyphens=False)
 
 
 def not_yet(command: str, minutes: int | None) -> str:
@@ -95,7 +103,7 @@ def measured_on(rows: Sequence[Line | Share | Measure | race.Point]) -> str:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def beside(lines: Sequence[Line]) -> str:
@@ -117,7 +125,7 @@ def beside(lines: Sequence[Line]) -> str:
         "the largest ratio of one round."
     )
     found = markdown(("what", "tinlab", "peer", "ratio", "of one round"), rows)
-    return f"{text}\n\n{found}\n{measured_on(lines)} `make bench` measures all of it again.\n"
+    return f"{text}\n\n{found}\n\n{measured_on(lines)} `make bench` measures all of it again.\n"
 
 
 def raced(points: Sequence[race.Point]) -> str:
@@ -137,7 +145,7 @@ def raced(points: Sequence[race.Point]) -> str:
         "the first measurement at or above the mark."
     )
     picture = "![Top-1 on val over minutes of training](race.png)"
-    return f"{text}\n\n{picture}\n\n{markdown(head, rows)}\n{measured_on(points)}\n"
+    return f"{text}\n\n{picture}\n\n{markdown(head, rows)}\n\n{measured_on(points)}\n"
 
 
 AROUND = ("input", "augmentation", "loss and metrics", "Python and bookkeeping")
@@ -165,7 +173,7 @@ def where(shares: Sequence[Share]) -> str:
     )
     picture = f"![Shares of a training step]({CHART})"
     found = markdown(("share of a step", *networks), rows)
-    return f"{text}\n\n{picture}\n\n{found}\n{measured_on(shares)}\n"
+    return f"{text}\n\n{picture}\n\n{found}\n\n{measured_on(shares)}\n"
 
 
 def values_of(measures: Sequence[Measure], axis: str, measure: str) -> dict[int, float]:
@@ -205,7 +213,7 @@ def growth(measures: Sequence[Measure]) -> str:
         "looks at its batch alone."
     )
     found = markdown(("grows with", "what", "measured", "exponent"), rows)
-    return f"{text}\n\n{found}\n{_ranks(measures)}{measured_on(measures)}\n"
+    return f"{text}\n\n{found}\n\n{_ranks(measures)}{measured_on(measures)}\n"
 
 
 def _ranks(measures: Sequence[Measure]) -> str:
@@ -271,10 +279,9 @@ def larger(measures: Sequence[Measure]) -> str:
         reads=reads,
         random=random,
         sets=markdown(head, rows),
-        small_bytes=f"{3 * 64**2:,}",
         speed=number(speeds[64]),
         needed=number(speeds[64] * 3 * 64**2 / 1e6),
-        thousand=number(large / 1000),
+        limit=number(1e6 * next(iter(at_random.values())) / large),
         open_shards=OPEN_SHARDS,
         mixed=f"{OPEN_SHARDS * SHARD_BYTES // large:,}",
         node=f"{NODE_IMAGES_PER_SECOND:,}",
@@ -299,11 +306,13 @@ _LARGER = """On paper, from the numbers above and from these: packing JPEGs of {
 {packing}, and the disk reads {reads} MB/s in order and {random} MB/s at random.
 
 {sets}
+
 **Sharded packs.** A pack is one array a split, mapped into memory, and a batch is gathered from random
-rows. That holds as long as the array fits into memory. Beyond it, the {small_bytes} bytes of each of the
-{speed} images/s that this machine trains on at 64 pixels are {needed} MB/s, where the disk gives {random}
-at random; at 224 pixels every thousand images/s are {thousand} MB/s. So the pack has to be cut into
-shards of about a gibibyte, each with a digest of its own, that are packed and fetched side by side. The
+rows. That holds as long as the array fits into memory. Beyond it, reading at random counts: the {speed}
+images/s that this machine trains on at 64 pixels are {needed} of the {random} MB/s that its disk gives, and
+a machine that trains on more than {limit} images/s of 224 pixels would wait for such a disk. So the pack
+has to be cut into shards of about a gibibyte, read in order, each with a digest of its own, that are packed
+and fetched side by side. The
 order stays a function of (seed, epoch, step): shards are permuted, a few are open at a time, and rows are
 permuted among those. With {open_shards} open shards, {mixed} images of 224 pixels are mixed at any
 moment, in {open_shards} GiB of memory.
@@ -320,6 +329,7 @@ packing, instead of once.
 step:
 
 {exchanges}
+
 A step takes {step} ms on one core here; what 8 ranks exchange at 10 Gbit/s is {share}% of that, before any of
 it is hidden behind the backward pass. On a GPU that takes a hundredth of the time it is {gpu_share}%: there
 gradients in bf16, which halve the bytes, and more images a rank come first. {heads}
@@ -349,23 +359,29 @@ def _heads(measures: Sequence[Measure]) -> str:
     )
 
 
+COLOURS = (
+    "#8a6fb0", "#bba9d6", "#0a6a62", "#4f9d95", "#b3541e", "#dd9468", "#c9a227", "#e6d08a", "#3d5a80",
+    "#8fa9c7", "#9a9da3",
+)  # fmt: skip
+"""Of SHARES: two of one colour are the two ways of one thing."""
+
+
 def draw(shares: Sequence[Share], path: Path) -> None:
     """A bar a network, cut into its shares."""
-    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
 
     from tinlab.drawing import INK, MUTED, new_figure, save_png
 
     networks = list(dict.fromkeys(share.network for share in shares))
     figure, axes = new_figure(height=1.7 + 0.42 * len(networks))
-    colours = [colormaps["tab20"](place) for place in range(len(SHARES))]
     for row, network in enumerate(networks):
         left = 0.0
-        for what, colour in zip(SHARES, colours, strict=True):
+        for what, colour in zip(SHARES, COLOURS, strict=True):
             share = next(s.percent for s in shares if s.network == network and s.what == what)
             axes.barh(row, share, left=left, color=colour, height=0.62, label=what if row == 0 else None)
             if share >= 4:
-                middle = left + share / 2
-                axes.text(middle, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=INK)
+                middle, ink = left + share / 2, "white" if sum(to_rgb(colour)) < 1.2 else INK
+                axes.text(middle, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=ink)
             left += share
     axes.set_yticks(range(len(networks)), networks)
     axes.set_ylim(len(networks) - 0.5, -0.5)

@@ -41,7 +41,10 @@ def main() -> None:
     )  # fmt: skip
     rows = [
         measuring.compare("ResNet-18 step", seconds["tinlab"], seconds[side], "s", name)
-        for side, name in (("plain", "torchvision's, float32"), ("best", "… in bf16, channels-last"))
+        for side, name in (
+            ("plain", "torchvision's, float32"),
+            ("best", "torchvision's, bf16, channels-last"),
+        )
     ]
     measuring.report(rows, f"{os.cpu_count()} CPUs, {args.steps} steps of {BATCH}", as_json=args.json)
 

@@ -44,15 +44,15 @@ class Part:
 PARTS = {
     "packing": Part("pack.py", "--rounds 3", "--rounds 1", 180, "zip"),
     "input": Part("input.py", "--steps 60 --rounds 3", "--steps 2 --rounds 1", 120),
-    "augmentation": Part("augment.py", "--steps 15 --rounds 3", "--steps 1 --rounds 1", 240),
-    "step": Part("step.py", "--steps 15 --rounds 3", "--steps 1 --rounds 1", 240, ""),
-    "tuning": Part("tuning.py", "--steps 15 --rounds 3", "--steps 1 --rounds 1", 180, ""),
+    "augmentation": Part("augment.py", "--steps 10 --rounds 3", "--steps 1 --rounds 1", 240),
+    "step": Part("step.py", "--steps 10 --rounds 3", "--steps 1 --rounds 1", 240, ""),
+    "tuning": Part("tuning.py", "--steps 10 --rounds 3", "--steps 1 --rounds 1", 180, ""),
     "depth": Part("depth.py", "--steps 4 --rounds 3", "--steps 1 --rounds 1 --model resnet18", 180, ""),
-    "loop": Part("loop.py", "--steps 15 --rounds 3", "--steps 1 --rounds 1", 300),
-    "whole job": Part("job.py", "--steps 30 --rounds 2", "--steps 1 --rounds 1", 300),
+    "loop": Part("loop.py", "--steps 15 --rounds 2", "--steps 1 --rounds 1", 300),
+    "whole job": Part("job.py", "--steps 20 --rounds 2", "--steps 1 --rounds 1", 300),
     "inference": Part(
         "inference.py", "--compile --rounds 3 --seconds 0.5", "--rounds 1 --seconds 0.01 --batch-sizes 1",
-        300, "",
+        360, "",
     ),
     "serving": Part("serve.py", "--seconds 5 --rounds 2", "--seconds 0.3 --rounds 1 --clients 2", 180),
 }  # fmt: skip
