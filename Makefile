@@ -1,4 +1,4 @@
-# demo: everything, end to end    test: all tests    lint: format, rules, types    bench: speed, as ratios
+# demo: everything, end to end    test: all tests    lint: format, rules, types    bench: speed beside peers
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,12 +30,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/pack.py
-	$(BIN)/python benchmarks/loop.py
-	$(BIN)/python benchmarks/tuning.py
-	$(BIN)/python benchmarks/depth.py
-	$(BIN)/python benchmarks/augment.py
-	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/table.py $(if $(DATA),--data $(DATA))
 
 # hours: hundreds of kills, ten thousands of inputs; results/trials.csv and docs/reliability.md
 trials: setup
