@@ -31,3 +31,4 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/table.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/performance.py
