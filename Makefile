@@ -31,6 +31,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/table.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/performance.py
 
 # hours: hundreds of kills, ten thousands of inputs; results/trials.csv and docs/reliability.md
 trials: setup

@@ -28,10 +28,12 @@ def main() -> None:
     parser.add_argument("--data", help="the official data set as a zip or a folder")
     parser.add_argument("--steps", type=measuring.at_least(1), default=30)
     args = parser.parse_args()
+    from tinlab.errors import TinlabError
+
     with measuring.scratch() as folder:
         forms = measuring.forms_of(args.data, folder)
         if forms.val is None:
-            sys.exit(f"{forms.source} has no val, which a whole job is measured on")
+            raise TinlabError(f"{forms.source} has no val, which a whole job is measured on")
         source = forms.source
         if source.is_file():
             source = Path(shutil.copyfile(source, folder / "data.zip"))

@@ -173,6 +173,14 @@ def write_csv(path: Path, rows: Iterable[Record], kind: type[Record]) -> None:
     write_text(path, text.getvalue())
 
 
+def kept_in(stated: Path | None, published: Path, forms: Forms) -> Path | None:
+    """The file that rows go to: the stated one, or else the project's own, which is of real images alone."""
+    if stated is not None or not forms.rendered:
+        return stated or published
+    print(f"on rendered images, so {published.name} stays as it is", file=sys.stderr, flush=True)
+    return None
+
+
 def in_turn(ways: Mapping[str, Callable[[], Found]], rounds: int) -> dict[str, list[Found]]:
     """What each way gives, `rounds` times, the ways taken in turn."""
     found: dict[str, list[Found]] = {name: [] for name in ways}

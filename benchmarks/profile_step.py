@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--data", help="a data set: official zip or folder, or class folders")
     parser.add_argument("--steps", type=measuring.at_least(2), default=10)
     parser.add_argument("--batch-size", type=measuring.at_least(2), default=BATCH)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: results/profile.csv")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--pack", type=Path, help=argparse.SUPPRESS)
@@ -86,7 +86,8 @@ def main() -> None:
             own = [HERE / "profile_step.py", "--steps", args.steps, "--pack", forms.pack, "--child", recipe]
             found += shares(name, measuring.child(*own), forms.described)
             print(f"{name}: done", file=sys.stderr, flush=True)
-    measuring.write_csv(args.out, found, Share)
+    if (out := measuring.kept_in(args.out, RESULTS, forms)) is not None:
+        measuring.write_csv(out, found, Share)
     print(json.dumps([asdict(share) for share in found], indent=2) if args.json else shown(found))
 
 

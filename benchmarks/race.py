@@ -22,7 +22,6 @@ import os
 import shutil
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +38,7 @@ MARKS = {52.0: "Sun's first network", 56.3: "Sun's improved one", 65.32: "Sun's 
 PEERS = {"plain": "plain script, as it stands", "best": "plain script, bf16 and channels-last"}
 PEER_WORDS: dict[str, list[str]] = {"plain": [], "best": ["--best"]}
 WEIGHT_DECAY = 5e-4
-WARMUP = 3
+WARMUP, BATCH = 3, 128
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,15 @@ def main() -> None:
     if args.turn is not None:
         print(json.dumps(own_turn(args.out, args.turn)))
         return
+    from tinlab.errors import TinlabError
 
     (args.out / "forms").mkdir(parents=True, exist_ok=True)
     kept = args.out / "forms" / measuring.FORMS
     forms = measuring.forms_of(args.out / "forms" if kept.is_file() else args.data, args.out / "forms")
     if forms.val is None:
-        sys.exit(f"{forms.source} has no val, which both sides are measured on")
+        raise TinlabError(f"{forms.source} has no val, which both sides are measured on")
     if args.publish and forms.rendered:
-        sys.exit("--publish: this race is run on rendered images; what is published is of real ones")
+        raise TinlabError("--publish: this race is on rendered images; what is published is of real ones")
     plan = planned(args, forms)
     points = raced(args.out, plan, forms)
     print(summary(points))
@@ -143,7 +143,7 @@ def planned(args: argparse.Namespace, forms: measuring.Forms) -> Plan:
     steps = {}
     for name, found in speeds.items():
         speed = statistics.median(found)
-        steps[name] = max(1, round(speed * minutes * 60 / 128))
+        steps[name] = max(1, round(speed * minutes * 60 / BATCH))
         print(f"{PEERS[name]}: {speed:.0f} images/s, {steps[name]:,} steps in {minutes:.1f} minutes")
     plan = Plan(minutes=minutes, peer_steps=steps, **stated)
     write_json(place, asdict(plan))

@@ -3,9 +3,10 @@
     python benchmarks/table.py [--data DATA] [--only PART …] [--out results/bench.csv] [--quick] [--json]
 
 Each part is a script of this folder in a process of its own, and is ended where it takes longer than its
-limit. All take the same images: DATA, a data set, or what `tinlab train` would find, or rendered ones. The
-numbers mean something on a machine that does nothing else. A part that is measured anew replaces its rows in
-the file; the others stay. `--quick` proves the path in a few minutes, with numbers that say nothing.
+limit. All take the same images: DATA, a data set, or what `tinlab train` would find, or rendered ones, which
+leave results/bench.csv as it is. The numbers mean something on a machine that does nothing else. A part that
+is measured anew replaces its rows in the file; the others stay. `--quick` proves the path in a few minutes,
+with numbers that say nothing.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def main() -> None:
     )
     parser.add_argument("--data", help="a data set: official zip or folder, or class folders")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: results/bench.csv")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     args = parser.parse_args()
@@ -112,9 +113,9 @@ def main() -> None:
                 continue
             say(f"{name}: {time.monotonic() - began:.0f} s")
             found += lines(name, rows, forms.described if PARTS[name].takes else "")
-    together = merged(measuring.read_csv(args.out, Line), found)
-    if found:
-        measuring.write_csv(args.out, together, Line)
+    out = measuring.kept_in(args.out, RESULTS, forms)
+    if found and out is not None:
+        measuring.write_csv(out, merged(measuring.read_csv(out, Line), found), Line)
     print(json.dumps([asdict(line) for line in found], indent=2) if args.json else shown(found))
     if failed:
         sys.exit(f"not measured: {', '.join(failed)}")

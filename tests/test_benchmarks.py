@@ -114,6 +114,15 @@ def test_a_prepared_folder_is_taken_as_it_is(forms, tmp_path):
         measuring.forms_of(forms.pack, tmp_path / "elsewhere")
 
 
+def test_rendered_images_leave_the_projects_results_alone(forms, tmp_path, capsys):
+    ours, own = ROOT / "results" / "bench.csv", tmp_path / "own.csv"
+    assert measuring.kept_in(None, ours, forms) is None
+    assert "bench.csv stays as it is" in capsys.readouterr().err
+    assert measuring.kept_in(own, ours, forms) == own
+    real = measuring.Forms(forms.source, False, forms.train, forms.val, forms.pack)
+    assert measuring.kept_in(None, ours, real) == ours
+
+
 def test_a_zip_is_unpacked_for_the_peers(shapes_folder, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "set"), "zip", shapes_folder.parent, shapes_folder.name)
     forms = measuring.forms_of(archive, tmp_path / "forms")
