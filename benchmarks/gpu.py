@@ -818,6 +818,7 @@ def main() -> int:
     jobs = [job for job in jobs if wanted(job, names)]
     if not jobs:
         sys.exit(f"gpu.py: no job is called {args.jobs}; leave --jobs out for the list")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.lanes)))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(args.out / "compiled"))
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]

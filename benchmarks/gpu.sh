@@ -11,7 +11,8 @@
 #      pydantic-core, annotated-types, typing-inspection, simplejpeg, deflate, captum, platformdirs) into
 #      .whl/ beside pyproject.toml: pip download --no-deps --only-binary=:all: --python-version …
 #   2. Bring the source tree with .whl/ there. This script installs the wheels into a folder of its own and
-#      leaves the machine's Python as it is.
+#      leaves the machine's Python as it is. Where the tree travels without its history, say which commit it
+#      is, for the rows: TINLAB_COMMIT=$(git rev-parse --short=12 HEAD).
 #   3. Bring the images as compressed files, which are a sixth of a pack, in parts where
 #      a copy may not be larger than so much; put them together there, and pack once on that machine:
 #      PYTHONPATH=src:SITE python3 -m tinlab data pack IMAGES PACK (SITE: what this script prints).
