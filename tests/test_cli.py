@@ -206,6 +206,7 @@ BAD = {
         ["train", "demo", "--data", "PACK", "--set", "model.weights=none.pth"],
         "there is no none.pth",
     ),
+    "no time": (["train", "demo", "--data", "PACK", "--stop-after", "0"], "--stop-after is in minutes"),
     "neither recipe nor run": (["train"], "--resume"),
     "recipe and run": (["train", "demo", "--resume", "RUN"], "--resume"),
     "set and resume": (["train", "--resume", "RUN", "--set", "model.width=3"], "--set"),

@@ -6,6 +6,7 @@ from tinlab.errors import TinlabError
 from tinlab.files import read_json, write_json
 from tinlab.recipes import shortened
 from tinlab.results import ADDED, COLUMNS, mean_top1_percent, read_results, record, results_file
+from tinlab.runs import commit
 from tinlab.training import loop
 
 
@@ -44,6 +45,13 @@ def test_a_shortened_recipes_row_says_so_and_has_a_curve_of_its_own(tiny_recipe,
     row = record(run.path, tmp_path / "results" / "r.csv")
     assert row["budget"] == "3 of 12 steps"
     assert (tmp_path / "results" / "curves" / "tiny-budget-0.25-s0.csv").is_file()
+
+
+def test_a_tree_without_its_history_can_be_told_its_commit(monkeypatch):
+    monkeypatch.setenv("TINLAB_COMMIT", "0123456789ab")
+    assert commit() == "0123456789ab"
+    monkeypatch.delenv("TINLAB_COMMIT")
+    assert commit() != "0123456789ab"
 
 
 def test_a_run_is_recorded_once(run, tmp_path):

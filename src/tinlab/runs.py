@@ -219,7 +219,12 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source tree that runs, with a + where it has changes; None outside a checkout."""
+    """The commit of the source tree that runs, with a + where it has changes; None outside a checkout.
+
+    $TINLAB_COMMIT says it for a tree that was brought somewhere without its history.
+    """
+    if stated := os.environ.get("TINLAB_COMMIT"):
+        return stated
     folder = Path(__file__).parent
     try:
         # A copy installed into somebody else's checkout is not that checkout's code.

@@ -42,8 +42,9 @@ class State:
     """Where a run stands, besides its weights.
 
     `train_seconds` counts steps alone; `elapsed_seconds` also counts measuring and saving; both leave out
-    the time in which the run was stopped. The window holds sums over the images since the curve's last point.
-    `blocks_run` residual blocks ran in `depth_steps` steps, where stochastic depth drops some.
+    the time in which the run was stopped, and that of steps taken to warm up, which is `warm_up_seconds`.
+    The window holds sums over the images since the curve's last point. `blocks_run` residual blocks ran in
+    `depth_steps` steps, where stochastic depth drops some.
     `optimizer` holds what it keeps as plain numbers, named as its tensors are; `scaling` is that of the loss.
     `stage` counts from 0 and `step` through all stages; `structure` says which shapes pruned layers have, and
     `hard_classes` which classes get the augmentation for hard ones.
@@ -53,6 +54,7 @@ class State:
     stage: int = 0
     train_seconds: float = 0.0
     elapsed_seconds: float = 0.0
+    warm_up_seconds: float = 0.0
     window_loss: float = 0.0
     window_penalty: float = 0.0
     window_correct: int = 0
