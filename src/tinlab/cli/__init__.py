@@ -12,6 +12,7 @@ import sys
 from tinlab import terminal
 from tinlab.cli.common import app
 from tinlab.errors import TinlabError
+from tinlab.files import refused
 from tinlab.tuning import tune_process
 
 # isort: off
@@ -34,10 +35,35 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line. Errors that a person can mend are one line; the exit code is then 2."""
+    """Run the command line. Errors that a person can mend are one line; the exit code is then 2.
+
+    SIGINT and SIGTERM end a command with 130 and 143: a training after its step, all else at once.
+    """
     tune_process()
-    # As an exception, so that what is half made is removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
+        # As an exception, so that what is half made is removed on the way out.
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # not where it is ignored, as with nohup
+        signal.signal(signal.SIGINT, stop)
+    try:
+        _run()
+    except BaseException:
+        if not stopped:
+            raise
+        # Whatever it was turned into: an import that is interrupted may end in an ImportError.
+        name = signal.Signals(stopped[0]).name
+        message = f"stopped by {name}; give the same command again, to go on or to begin anew"
+        sys.exit(terminal.fail(message, 128 + stopped[0]))
+
+
+def _run() -> None:
     try:
         app()
     except TinlabError as error:
@@ -45,7 +71,9 @@ def main() -> None:
         if rank > 0 and error.on_every_rank:
             sys.exit(error.exit_code)
         sys.exit(terminal.fail(f"rank {rank}: {error}" if rank > 0 else str(error), error.exit_code))
-    except KeyboardInterrupt:
-        sys.exit(terminal.fail("stopped", 130))
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        if (said := refused(error)) is None:
+            raise
+        sys.exit(terminal.fail(said, 2))
