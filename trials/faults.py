@@ -72,11 +72,12 @@ PROMISES = (
         "test_killed_at_random_moments",
         40,
     ),
-    _promise(
-        "study",
+    Promise(
+        "faults.study",
         "A study that is killed at any moment, alone or with its trainings, loses no run and goes on.",
-        "test_killed_at_random_moments",
-        20,
+        "tests/study/test_attempt.py::"
+        "test_a_stopped_trial_goes_on_from_its_checkpoint_and_a_killed_one_is_a_row",
+        "python trials/faults.py study --kills 20",
     ),
     _promise(
         "report",
@@ -95,6 +96,12 @@ PROMISES = (
         "Every command that gets SIGINT or SIGTERM ends promptly, with one sentence and code 130 or 143.",
         "test_every_command_ends_on_a_signal",
         60,
+    ),
+    Promise(
+        "faults.ray",
+        "A worker of a Ray cluster that dies costs no run: its training goes on elsewhere.",
+        "tests/study/test_cluster.py::test_a_dead_node_costs_no_run",
+        "python trials/faults.py ray --kills 5",
     ),
     _promise(
         "disk",
@@ -715,10 +722,12 @@ def kill_at_random_moments(part: Part, warm: Warm, kills: int, seed: int) -> Tal
     """Kill the part's command `kills` times, and let it end by itself again and again."""
     dice, tally = random.Random(f"{part.name} {seed}"), Tally()
     expected: dict[int, Undisturbed] = {}
+    seconds: dict[int, float] = {}
     while tally.tried < kills:
         part.begin()
         if part.variant not in expected:
             expected[part.variant] = undisturbed(part, warm)
+            seconds[part.variant] = expected[part.variant].seconds
             part.chains -= 1
             part.begin()
         wanted = expected[part.variant]
@@ -727,8 +736,12 @@ def kill_at_random_moments(part: Part, warm: Warm, kills: int, seed: int) -> Tal
             while True:
                 command = warm.start(part.words(), part.folder, part.changes)
                 last = tally.tried >= kills
-                moment = PATIENCE_SECONDS if last else dice.uniform(0, 1.25 * wanted.seconds)
+                moment = PATIENCE_SECONDS if last else dice.uniform(0, 1.25 * seconds[part.variant])
+                began = time.monotonic()
                 if command.wait(moment) is not None:
+                    if not moments:  # it may be quicker than the first time
+                        took = time.monotonic() - began
+                        seconds[part.variant] = min(seconds[part.variant], took)
                     break
                 assert not last, "it hangs"
                 others = part.victims(command, dice)
@@ -750,6 +763,58 @@ def kill_at_random_moments(part: Part, warm: Warm, kills: int, seed: int) -> Tal
         except Exception as error:
             tally.note(f"{part.name}, killed after {moments} s: {type(error).__name__}: {error}")
     tally.words = f"{tally.finished} times it then ended by itself, with the result of the undisturbed one."
+    return tally
+
+
+class OnRay(Study):
+    """The same study on a Ray cluster that it starts itself. It is not killed, but its workers are."""
+
+    name = "ray"
+
+    def words(self) -> list[object]:
+        return [*super().words(), "--cluster", "local"]
+
+
+def kill_workers(part: OnRay, warm: Warm, kills: int, seed: int) -> Tally:
+    """Kill Ray's worker under a trial `kills` times, once in each study; Ray begins the trial anew."""
+    import psutil
+
+    dice, tally = random.Random(f"ray {seed}"), Tally()
+    part.begin()
+    expected = undisturbed(part, warm)
+    while tally.tried < kills:
+        part.begin()
+        command = warm.start(part.words(), part.folder)
+        steps = dice.randrange(1, 20)
+        try:
+            worker = None
+            while worker is None and command.wait(0.05) is None:
+                begun = _runs(part.folder / "study" / "runs")
+                if not any(p["step"] >= steps for run in begun if not run.result for p in run.metrics()):
+                    continue
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    below = psutil.Process(command.pid).children(recursive=True)
+                    tasks = [p for p in below if " ".join(p.cmdline()).startswith("ray::run_here")]
+                    worker = dice.choice(tasks) if tasks else None
+            if worker is None:
+                continue  # the trainings were too quick
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+                tally.tried += 1
+            code = command.wait(PATIENCE_SECONDS)
+            assert code == 0, f"code {code}: {command.said[-2000:]}"
+            assert part.result(command) == expected.result, "another result"
+            found = files_in(part.folder)
+            assert found == expected.files, f"left behind {found - expected.files}"
+            tally.finished += 1
+        except Exception as error:
+            tally.note(f"a worker of Ray, killed after step {steps}: {type(error).__name__}: {error}")
+        finally:
+            command.send(signal.SIGTERM)
+            command.wait(PATIENCE_SECONDS)
+    tally.words = (
+        f"{tally.finished} studies then ended by themselves, with the result of the undisturbed one."
+    )
     return tally
 
 
@@ -811,7 +876,7 @@ def stop_every_command(
             began = time.monotonic()
             code = command.wait(PROMPT_SECONDS)
             slowest = max(slowest, time.monotonic() - began)
-            if code == 0:
+            if code == 0 or (code == 128 + number and command.printed and not command.said):
                 continue  # it was done in that very moment
             tally.tried += 1
             told = f"{name}, {signal.Signals(number).name}: code {code}: {command.said[-1500:]}"
@@ -857,7 +922,7 @@ def fill_the_disk(parts: Sequence[Part], warm: Warm, disk: Path, times: int, see
             tally.tried += 1
             assert code == 2, told
             assert "Traceback" not in command.said, told
-            assert _is_a_sentence(command.said, "room"), told
+            assert _is_a_sentence(command.said, "make room") or _is_a_sentence(command.said, "place"), told
             part.whole()
             filler.unlink()
             command = warm.start(part.words(), part.folder, part.changes)
@@ -898,7 +963,7 @@ def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
 
 COMMANDS = 28
 IN_NAMESPACE = "TINLAB_FAULTS_MAY_MOUNT"
-OTHERS = {"signals": "signals", "disk": "full disks"}
+OTHERS = {"signals": "signals", "disk": "full disks", "ray": "dead workers"}
 
 
 def run(parts: Sequence[str], *, kills: int, seed: int, keep: bool) -> int:
@@ -912,6 +977,8 @@ def run(parts: Sequence[str], *, kills: int, seed: int, keep: bool) -> int:
             folder = Path(name) / part
             if part == "signals":
                 tally = stop_every_command(ground, folder, warm, max(1, kills // COMMANDS), seed)
+            elif part == "ray":
+                tally = kill_workers(OnRay(ground, folder), warm, kills, seed)
             elif part == "disk":
                 # The commands' processes are children of one that was started before the mount; it sees it.
                 with small_disk(folder, 24) as disk:
