@@ -105,8 +105,8 @@ PROMISES = (
     ),
     _promise(
         "disk",
-        "On a disk that fills up a command says so in one sentence, and goes on once there is room.",
-        "test_a_disk_that_fills_up",
+        "On a disk that fills up or is read-only a command says so in one sentence, and goes on once it can.",
+        "test_a_disk_that_fills_up_or_is_read_only",
         40,
     ),
 )
@@ -892,8 +892,9 @@ def stop_every_command(
     return tally
 
 
-def fill_the_disk(parts: Sequence[Part], warm: Warm, disk: Path, times: int, seed: int) -> Tally:
-    """Give the parts' commands, on the small disk at `disk`, less room than they need; then room enough."""
+def refuse_to_write(parts: Sequence[Part], warm: Warm, disk: Path, times: int, seed: int) -> Tally:
+    """Give the parts' commands less room than they need on the small disk at `disk`, or make it read-only, as
+    every fourth time; then give them room enough."""
     dice, tally = random.Random(f"disk {seed}"), Tally()
     expected: dict[tuple[str, int], Undisturbed] = {}
     most: dict[tuple[str, int], int] = {}
@@ -907,24 +908,23 @@ def fill_the_disk(parts: Sequence[Part], warm: Warm, disk: Path, times: int, see
             most[key] = before - _free(disk)
             part.chains -= 1
             part.begin()
-        filler = disk / "filler"
-        room = int(dice.uniform(0, 1.3 * most[key])) + 4096
+        read_only = tally.tried % 4 == 3
+        room = None if read_only else int(dice.uniform(0, 1.3 * most[key])) + 4096
         try:
-            with filler.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, max(1, _free(disk) - room))
-            command = warm.start(part.words(), part.folder, part.changes)
-            code = command.wait(PATIENCE_SECONDS)
-            assert code is not None, "it hangs"
-            told = f"with {room:,} bytes of room, code {code}: {command.said[-2000:]}"
-            if code == 0:
-                part.result(command)
-                continue
-            tally.tried += 1
-            assert code == 2, told
-            assert "Traceback" not in command.said, told
-            assert _is_a_sentence(command.said, "make room") or _is_a_sentence(command.said, "place"), told
-            part.whole()
-            filler.unlink()
+            with _refusing(disk, room):
+                command = warm.start(part.words(), part.folder, part.changes)
+                code = command.wait(PATIENCE_SECONDS)
+                assert code is not None, "it hangs"
+                if code == 0:
+                    part.result(command)
+                    continue
+                tally.tried += 1
+                told = f"with {room} bytes of room, code {code}: {command.said[-2000:]}"
+                assert code == 2, told
+                assert "Traceback" not in command.said, told
+                mend = "read-only" if read_only else r"make room|another place"
+                assert _is_a_sentence(command.said, mend), told
+                part.whole()
             command = warm.start(part.words(), part.folder, part.changes)
             code = command.wait(PATIENCE_SECONDS)
             assert code in part.done_codes, f"with room again code {code}: {command.said[-2000:]}"
@@ -933,21 +933,41 @@ def fill_the_disk(parts: Sequence[Part], warm: Warm, disk: Path, times: int, see
             assert found == expected[key].files, f"left behind {found - expected[key].files}"
             tally.finished += 1
         except Exception as error:
-            tally.note(f"{part.name} on a full disk: {type(error).__name__}: {error}")
-        finally:
-            filler.unlink(missing_ok=True)
-    tally.words = f"{tally.finished} times the next command went on, to the result of the undisturbed one."
+            tally.note(f"{part.name} on a disk that refuses: {type(error).__name__}: {error}")
+    tally.words = (
+        f"Every fourth was read-only; {tally.finished} times the next command went on, to the result of the "
+        "undisturbed one."
+    )
     return tally
+
+
+@contextlib.contextmanager
+def _refusing(disk: Path, room: int | None) -> Iterator[None]:
+    """Leave `room` bytes on the disk, or none to be written (None), for so long."""
+    if room is None:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        return
+    filler = disk / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, _free(disk) - room))
+    try:
+        yield
+    finally:
+        filler.unlink()
 
 
 def _free(disk: Path) -> int:
     return shutil.disk_usage(disk).free
 
 
-def _is_a_sentence(said: str, word: str) -> bool:
-    """Whether the last line is the program's own, and holds `word`."""
+def _is_a_sentence(said: str, pattern: str) -> bool:
+    """Whether the last line is the program's own, and holds `pattern`."""
     last = (said.strip().splitlines() or [""])[-1]
-    return last.startswith("tinlab: ") and word in last
+    return last.startswith("tinlab: ") and re.search(pattern, last, re.IGNORECASE) is not None
 
 
 @contextlib.contextmanager
@@ -963,7 +983,7 @@ def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
 
 COMMANDS = 28
 IN_NAMESPACE = "TINLAB_FAULTS_MAY_MOUNT"
-OTHERS = {"signals": "signals", "disk": "full disks", "ray": "dead workers"}
+OTHERS = {"signals": "signals", "disk": "disks that refuse", "ray": "dead workers"}
 
 
 def run(parts: Sequence[str], *, kills: int, seed: int, keep: bool) -> int:
@@ -983,7 +1003,7 @@ def run(parts: Sequence[str], *, kills: int, seed: int, keep: bool) -> int:
                 # The commands' processes are children of one that was started before the mount; it sees it.
                 with small_disk(folder, 24) as disk:
                     own = [PARTS[p](ground, disk / p) for p in PARTS if p != "study"]
-                    tally = fill_the_disk(own, warm, disk, kills, seed)
+                    tally = refuse_to_write(own, warm, disk, kills, seed)
             else:
                 tally = kill_at_random_moments(PARTS[part](ground, folder), warm, kills, seed)
             seconds = time.monotonic() - began

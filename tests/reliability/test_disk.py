@@ -254,6 +254,29 @@ def test_rows_that_are_added_at_the_same_time_are_all_there(finished, tmp_path, 
     assert found == [f"time {number}" for number in range(4)]
 
 
+def test_a_run_is_read_while_its_training_saves(finished, tmp_path, monkeypatch):
+    """The checkpoint that was found is gone once it is read: the training has saved a newer one."""
+    from tinlab import classifier
+
+    copy = shutil.copytree(finished.path, tmp_path / "run")
+    read = checkpoint.read_state
+    moved = []
+
+    def late(place):
+        if not moved:
+            moved.append(place.rename(place.with_name("step-00000009")))
+        return read(place)
+
+    monkeypatch.setattr(checkpoint, "read_state", late)
+    found = classifier.load(copy, "cpu")
+    assert moved
+    expected = weights(finished)
+    assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
+    (moved[0] / "state.json").write_text("{")
+    with pytest.raises(TinlabError, match="cannot be read"):
+        classifier.load(copy, "cpu")
+
+
 def test_a_row_is_there_only_with_its_curve(finished, tmp_path, monkeypatch):
     copy = shutil.copytree(finished.path, tmp_path / "run")
     environment = json.loads((copy / "environment.json").read_text())

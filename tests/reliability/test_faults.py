@@ -89,11 +89,11 @@ def test_a_pack_that_is_cut_short_under_a_training_costs_no_checkpoint(ground, w
     assert checkpoint.latest(found[0].path).name >= before
 
 
-def test_a_disk_that_fills_up(ground, warm, tmp_path):
+def test_a_disk_that_fills_up_or_is_read_only(ground, warm, tmp_path):
     try:
         with faults.small_disk(tmp_path / "disk", 24) as disk:
             parts = [faults.PARTS[name](ground, disk / name) for name in ("packing", "training")]
-            tally = faults.fill_the_disk(parts, warm, disk, 2, SEED)
+            tally = faults.refuse_to_write(parts, warm, disk, 4, SEED)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("mounting is not permitted here")
-    assert (tally.failures, tally.tried, tally.finished) == ([], 2, 2)
+    assert (tally.failures, tally.tried, tally.finished) == ([], 4, 4)
