@@ -53,7 +53,9 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_how_to_go_on(
         save_file(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", filling)
-    with pytest.raises(TinlabError, match=r"no space left on device; make room, and go on with: .* --resume"):
+    with pytest.raises(
+        TinlabError, match=r"no space left on device at .*; make room, and go on with: .*--resume"
+    ):
         loop.train(recipe, shapes_pack, tmp_path, device="cpu", checkpoint_seconds=0)
     monkeypatch.undo()
     (run,) = runs.list_runs(tmp_path)

@@ -115,16 +115,30 @@ def test_a_pack_that_is_written_to_under_a_run_ends_it_with_an_honest_checkpoint
     assert is_as_expected(loop.resume(run.path, device="cpu"), expected)
 
 
-def test_a_pack_that_goes_away_under_a_run_does_it_no_harm(recipe, pack, expected, tmp_path):
+def test_a_pack_that_is_replaced_and_goes_away_under_a_run_does_it_no_harm(
+    tiny_recipe, pack, shapes_pack, tmp_path
+):
+    stages = (
+        '[{"name": "a", "changes": {"schedule.steps": 3}}, {"name": "b", "changes": {"schedule.steps": 3}}]'
+    )
+    recipe = changed(tiny_recipe, [f"stages={stages}"])
+    other = shutil.copytree(pack.path, tmp_path / "other")
+    spoil(other / "train.npy")
+    acts = {
+        2: lambda: (shutil.rmtree(pack.path), other.rename(pack.path)),
+        5: lambda: shutil.rmtree(pack.path),
+    }
+    whole = loop.train(recipe, shapes_pack, tmp_path / "whole", device="cpu")
     run = loop.train(
         recipe,
         pack,
         tmp_path / "runs",
         device="cpu",
         checkpoint_seconds=0,
-        watch=at_step(2, lambda: shutil.rmtree(pack.path)),
+        watch=lambda progress: acts.pop(progress.step, lambda: None)(),
     )
-    assert is_as_expected(run, expected)
+    assert acts == {}
+    assert is_as_expected(run, load_file(checkpoint.latest(whole.path) / "model.safetensors"))
 
 
 def test_a_pack_that_went_away_is_told_and_the_run_goes_on_once_it_is_back(recipe, pack, expected, tmp_path):

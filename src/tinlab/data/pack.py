@@ -162,6 +162,7 @@ class Pack:
         self.path = path
         self.info = info
         self.reused = False
+        self._splits: dict[str, Split] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Pack:
@@ -198,7 +199,15 @@ class Pack:
         return list(self.info.splits)
 
     def split(self, name: str) -> Split:
-        """The rows of split `name`, or of `train+tune`. Raises TinlabError where the pack lacks it."""
+        """The rows of split `name`, or of `train+tune`. Raises TinlabError where the pack lacks it.
+
+        A split is mapped once, so that it stays as it was even if the pack goes away or is replaced.
+        """
+        if name not in self._splits:
+            self._splits[name] = self._mapped(name)
+        return self._splits[name]
+
+    def _mapped(self, name: str) -> Split:
         parts = [self._split_info(part) for part in (("train", "tune") if name == BOTH else (name,))]
         file, start, stop = parts[0].file, parts[0].start, parts[-1].stop
         try:

@@ -163,12 +163,12 @@ def _disk_errors_told(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        mend = "make room" if error.errno in FULL else "see to it"
         if refused(error, run.path) is None:
             raise
+        why, place = (error.strerror or str(error)).lower(), error.filename or run.path
+        mend = "make room" if error.errno in FULL else "see to it"
         raise TinlabError(
-            f"{run.path} cannot be written: {(error.strerror or str(error)).lower()}; {mend}, and go on "
-            f"with: tinlab train --resume {run.path}"
+            f"{run.path} stopped: {why} at {place}; {mend}, and go on with: tinlab train --resume {run.path}"
         ) from error
 
 
@@ -245,7 +245,7 @@ class _Job:
         self.spans = spans(run.recipe, pack, run.seed)
         self.total_steps = self.spans[-1].end_step
         self.held_out = pack.split("tune" if run.recipe.data.train_split == "train" else "val")
-        self.final = pack.split(final_split)  # mapped now, so that it is there even if the pack goes away
+        self.final = pack.split(final_split)
         self.held_out_top1: float | None = None
         self.rate = 0.0
         self.phase = run.recipe.phases[0]
