@@ -11,7 +11,7 @@ from tinlab import runs
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.metrics import measure
-from tinlab.files import write_text
+from tinlab.files import only_one, write_text
 from tinlab.recipes import budget_of
 
 COLUMNS = (
@@ -84,13 +84,16 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
         "classes": len(opened.classes),
     }
     row = {name: row[name] for name in COLUMNS}
-    rows: list[dict[str, Any]] = list(read_results(path))
-    if any(all(str(row[n]) == old[n] for n in ("recipe_digest", "seed", "finished_at")) for old in rows):
-        raise TinlabError(f"{path} has a row for {run} already")
-    _write_csv(path, COLUMNS, [*rows, row])
-    _write_csv(
-        path.parent / "curves" / f"{row['recipe']}-s{row['seed']}.csv", CURVE_COLUMNS, opened.metrics()
-    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with only_one(path.parent):  # another process may add a row at the same time
+        rows: list[dict[str, Any]] = list(read_results(path))
+        if any(all(str(row[n]) == old[n] for n in ("recipe_digest", "seed", "finished_at")) for old in rows):
+            raise TinlabError(f"{path} has a row for {run} already")
+        # The row comes last, so that none is there without its curve.
+        _write_csv(
+            path.parent / "curves" / f"{row['recipe']}-s{row['seed']}.csv", CURVE_COLUMNS, opened.metrics()
+        )
+        _write_csv(path, COLUMNS, [*rows, row])
     return row
 
 

@@ -14,6 +14,7 @@ import typer
 from tinlab import terminal
 from tinlab.cli.common import UsageError, app, usage_sentence
 from tinlab.errors import TinlabError
+from tinlab.files import refused
 from tinlab.tuning import tune_process
 
 # isort: off
@@ -36,10 +37,34 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line. Errors that a person can mend are one line; the exit code is then 2."""
+    """Run the command line. Errors that a person can mend are one line; the exit code is then 2.
+
+    SIGINT and SIGTERM end a command with 130 and 143: a training after its step, all else at once.
+    """
     tune_process()
-    # As an exception, so that what is half made is removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
+        # As an exception, so that what is half made is removed on the way out.
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    # Not where it is ignored, as behind an & in a script.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        _run()
+    except BaseException:
+        if not stopped:
+            raise
+        # Whatever it was turned into: an import that is interrupted may end in an ImportError.
+        name = signal.Signals(stopped[0]).name
+        message = f"stopped by {name}; give the same command again, to go on or to begin anew"
+        sys.exit(terminal.fail(message, 128 + stopped[0]))
+
+
+def _run() -> None:
     try:
         # typer would show a usage error as a box of several lines.
         code = app(standalone_mode=False)
@@ -52,7 +77,11 @@ def main() -> None:
         if rank > 0 and error.on_every_rank:
             sys.exit(error.exit_code)
         sys.exit(terminal.fail(f"rank {rank}: {error}" if rank > 0 else str(error), error.exit_code))
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         sys.exit(terminal.fail("stopped", 130))
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        if (said := refused(error)) is None:
+            raise
+        sys.exit(terminal.fail(said, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
@@ -140,6 +141,11 @@ class Curves:
         if self._writes:
             self._file.close()
             self._board.close()
+
+    def settle(self) -> None:
+        """Bring the points to the disk: before a checkpoint, which does not measure them again."""
+        if self._writes:
+            os.fsync(self._file.fileno())
 
     def measured(self, step: int) -> bool:
         """Whether the held-out curve has a point at `step` already."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,9 @@ from tinlab.data.pack import Pack, triple
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Metrics, measure
 from tinlab.evaluation.predict import predict_split
-from tinlab.files import write_json
+from tinlab.files import FULL, refused, remove_leftovers, write_json
 from tinlab.models.layers import named_layers
-from tinlab.ranks import Ranks, begun_by_this_launch, joined, lost, restarted
+from tinlab.ranks import Ranks, first_here, joined, launch, lost, restarted
 from tinlab.recipe import ChannelPruning, Recipe
 from tinlab.runs import Preprocessing, Run
 from tinlab.training import checkpoint, optimizer, pruning, schedule
@@ -125,17 +125,21 @@ def train(
     (None: where the recipe compiles). Under torchrun all ranks train together, and ranks that it has started
     again go on with the run that they had begun. Raises TrainingStopped after a signal, TimeIsUp after
     `stop_after_seconds`, Diverged when the loss is not finite, TinlabError for a recipe that does not fit the
-    pack, or where another rank is gone.
+    pack, for a pack that is not as it was packed or is written to meanwhile, for a full disk, or where
+    another rank is gone. The last checkpoint stays.
     """
     ends_at = None if stop_after_seconds is None else time.perf_counter() + stop_after_seconds
     recipe_fits(recipe, pack)
     # What is missing is told before there is a run.
     models.check_weights(recipe.phases[0].model, len(pack.info.classes), image_size=pack.info.image_size)
+    pack.split(final_split)
+    if first_here():
+        pack.verify_once()
     with joined(resolve_device(device)) as (ranks, chosen):
         path = ""
         if ranks.first:
             again = _begun(out, recipe, seed, pack) if restarted() else None
-            run = again or runs.create(out, recipe, seed, pack, preprocessing(recipe, pack))
+            run = again or runs.create(out, recipe, seed, pack, preprocessing(recipe, pack), launch=launch())
             path = str(run.path.resolve()) if ranks.count > 1 else str(run.path)
         run = runs.open_run(ranks.text(path, chosen))
         how = How(checkpoint_seconds, final_split, log_every, ends_at, warm_up, watch, started)
@@ -168,6 +172,8 @@ def resume(
             f"{pack.path} is not the pack that {path} was trained on (digest {pack.digest[:12]}, not "
             f"{run.pack_digest[:12]}); name that one with --data"
         )
+    if run.result is None and first_here():
+        pack.verify_once()
     with joined(resolve_device(device)) as (ranks, chosen):
         how = How(checkpoint_seconds, final_split, None, ends_at, warm_up, watch, started)
         return _go(run, pack, chosen, ranks, how)
@@ -177,7 +183,7 @@ def _begun(out: Path, recipe: Recipe, seed: int, pack: Pack) -> Run | None:
     """The run in `out` that was begun before torchrun started its ranks again."""
     for run in reversed(runs.list_runs(out)):
         same = run.recipe.digest == recipe.digest and run.recipe.name == recipe.name and run.seed == seed
-        if same and run.pack_digest == pack.digest and begun_by_this_launch(run.started_at):
+        if same and run.pack_digest == pack.digest and run.launch is not None and run.launch == launch():
             return run
     return None
 
@@ -195,8 +201,27 @@ class How:
     started: Callable[[Run], None] | None
 
 
+@contextmanager
+def _disk_errors_told(run: Run) -> Iterator[None]:
+    """Say how to go on where the disk is full or refuses."""
+    try:
+        yield
+    except OSError as error:
+        if refused(error, run.path) is None:
+            raise
+        why, place = (error.strerror or str(error)).lower(), error.filename or run.path
+        mend = "make room" if error.errno in FULL else "see to it"
+        raise TinlabError(
+            f"{run.path} stopped: {why} at {place}; {mend}, and go on with: tinlab train --resume {run.path}"
+        ) from error
+
+
 def _go(run: Run, pack: Pack, device: torch.device, ranks: Ranks, how: How) -> Run:
-    with runs.locked(run.path) if ranks.first else nullcontext(), StopRequest() as stop:
+    with (
+        _disk_errors_told(run),
+        runs.locked(run.path) if ranks.first else nullcontext(),
+        StopRequest() as stop,
+    ):
         if how.started is not None and ranks.first:
             how.started(run)
         if run.result is not None:
@@ -209,7 +234,7 @@ def _go(run: Run, pack: Pack, device: torch.device, ranks: Ranks, how: How) -> R
         choose_kernels(device)
         job = _Job(run, pack, device, ranks, how, stop)
         try:
-            job.train(how.final_split)
+            job.train()
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise job.out_of_memory(error) from error
@@ -236,23 +261,27 @@ class _Job:
         stop: StopRequest,
     ) -> None:
         self.run, self.pack, self.device, self.ranks = run, pack, device, ranks
+        self.stamps = pack.stamps()
         self.checkpoint_seconds, self.log_every = how.checkpoint_seconds, how.log_every
         self.watch = how.watch if ranks.first else None
         self.ends_at, self.warms_up, self.stop = how.ends_at, how.warm_up, stop
         self.spans = spans(run.recipe, pack, run.seed)
         self.total_steps = self.spans[-1].end_step
         self.held_out = pack.split("tune" if run.recipe.data.train_split == "train" else "val")
+        self.final = pack.split(how.final_split)
         self.held_out_top1: float | None = None
         self.rate = 0.0
         self.phase = run.recipe.phases[0]
         self.peak = Peak(device)
 
-    def train(self, final_split: str) -> None:
+    def train(self) -> None:
         """All stages from the last checkpoint on, and the result."""
         last = checkpoint.latest(self.run.path)
         self.state = checkpoint.State() if last is None else checkpoint.read_state(last)
         self.ranks.wait()  # until all have read what there was
         if self.ranks.first:
+            checkpoint.clean(self.run.path)
+            remove_leftovers(self.run.path)
             runs.keep_metrics_until(self.run.path / "metrics.jsonl", self.state.step)
         self.ranks.wait()
         self.meter = Meter(self.device, self.ranks)
@@ -272,7 +301,7 @@ class _Job:
                 left, last = setup.left(), None
                 if span is not self.spans[-1]:
                     self._measure(setup)
-            self._finish(setup, final_split)
+            self._finish(setup)
 
     def _stage(self, setup: Setup) -> None:
         """The steps of one stage."""
@@ -400,44 +429,56 @@ class _Job:
     def _save(self, setup: Setup) -> None:
         """A checkpoint."""
         setup.settle()
+        self._same_pack()
         # The loss shows a spoilt weight one step late: look at the weights before they replace good ones.
         if not all(bool(torch.isfinite(p).all()) for p in setup.model.parameters()):
             raise self._diverged()
         self.state.scaling = setup.scaling.state()
         if self.ranks.first:
+            self.curves.settle()
             checkpoint.save(self.run.path, setup.model, setup.updater, self.state, setup.beside)
         self.saved_at = time.perf_counter()
 
-    def _finish(self, setup: Setup, final_split: str) -> None:
+    def _same_pack(self) -> None:
+        """Raise TinlabError where the pack's files were written to since the training began: so no checkpoint
+        holds what was learned from them."""
+        if name := self.pack.written_to_since(self.stamps):
+            raise TinlabError(
+                f"{self.pack.path / name} was written to while {self.run.path} trained on it; put back what "
+                f"was there and go on from the last checkpoint: tinlab train --resume {self.run.path}"
+            )
+
+    def _finish(self, setup: Setup) -> None:
         """The final split's logits and the result."""
         state, run = self.state, self.run
         setup.settle()
         final = predict_split(
             setup.measured_model,
             run.preprocessing,
-            self.pack.split(final_split),
+            self.final,
             run.recipe.compute,
             self.device,
             {"step": str(state.step)},
             ranks=self.ranks,
         )
+        self._same_pack()
         measured = measure(final.logits, final.labels)
         self._tick()
         if not self.curves.measured(state.step):
-            self.curves.add(eval_point(state, setup.span.place(state.step), final_split, measured))
+            self.curves.add(eval_point(state, setup.span.place(state.step), self.final.name, measured))
         if not self.ranks.first:
             return
-        final.save(run.path / "predictions" / f"{final_split}.safetensors")
-        write_json(run.path / "result.json", self._result(setup, final_split, measured))
+        final.save(run.path / "predictions" / f"{self.final.name}.safetensors")
+        write_json(run.path / "result.json", self._result(setup, measured))
 
-    def _result(self, setup: Setup, final_split: str, measured: Metrics) -> dict[str, Any]:
+    def _result(self, setup: Setup, measured: Metrics) -> dict[str, Any]:
         state, run = self.state, self.run
         seen = sum(span.steps * span.recipe.schedule.batch_size for span in self.spans)
         found = {
             "recipe": run.recipe.name,
             "recipe_digest": run.recipe.digest,
             "seed": run.seed,
-            "split": final_split,
+            "split": self.final.name,
             "top1_percent": measured.top1_percent,
             "top5_percent": measured.top5_percent,
             "loss": measured.loss,
