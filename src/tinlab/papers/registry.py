@@ -202,6 +202,12 @@ PAPERS = (
             Row("yu_inception", "GoogLeNet, retrained from ImageNet's weights", recipe="yu_inception"),
             Row("yu_resnet20", "ResNet-20 of bottlenecks", recipe="yu_resnet20"),
             Row("yu_squeezenet", "SqueezeNet", recipe="yu_squeezenet", says="described, no number"),
+            Row(
+                "yu_tuned",
+                "future direction: ResNet-20 in as many epochs, tuned as is usual today",
+                recipe="yu_tuned",
+                says="not done there",
+            ),
         ),
     ),
     Paper(

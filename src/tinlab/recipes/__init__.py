@@ -33,6 +33,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "yu_inception": yu.yu_inception,
     "yu_resnet20": yu.yu_resnet20,
     "yu_squeezenet": yu.yu_squeezenet,
+    "yu_tuned": yu.yu_tuned,
     "shcherbina_convnet9": shcherbina.shcherbina_convnet9,
     "shcherbina_convnet9_plain": shcherbina.shcherbina_convnet9_plain,
     "shcherbina_layerwise": shcherbina.shcherbina_layerwise,
