@@ -68,7 +68,7 @@ def test_the_projects_pages_are_what_the_command_writes(tmp_path):
 def test_every_row_has_a_place_in_the_page(tmp_path):
     text = page.results_page(written(tmp_path, []))
     for one in every_row():
-        if one.id != "what_helps":
+        if not one.id.startswith("what_helps"):
             assert "not yet run" in " ".join(row_of(text, one.id))
     assert [one for one in PAPERS if f"## {one.title}" not in text] == []
 

@@ -13,6 +13,7 @@ from tinlab.recipe import Recipe
 from tinlab.recipes import BUDGET, shortened
 from tinlab.results import read_results
 from tinlab.study.comparison import spread
+from tinlab.study.studies import WITH
 
 Line = Mapping[str, str]
 """A row of results.csv."""
@@ -227,7 +228,7 @@ def what_helps_page(results: Path) -> str:
     rows = []
     for recipe in recipes:
         found = _longest(recipe, lines)
-        remedy = recipe.summary.removeprefix("sun_vanilla with ") if recipe is not recipes[0] else "none"
+        remedy = recipe.summary.partition(WITH)[2] if recipe is not recipes[0] else "none"
         if found is None:
             rows.append(f"| {remedy} | not yet run | | | | |")
             continue
