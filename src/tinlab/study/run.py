@@ -48,10 +48,12 @@ def run_study(
     cluster: str | None = None,
     retry: bool = False,
     say: Say = print,
+    finished: Callable[[Row], None] = lambda row: None,
 ) -> Done:
     """Run the trials of `study` that are not finished, in `folder`.
 
-    A failed trial is a row, and is tried again only with `retry`. Raises StudyStopped after a signal, and
+    A failed trial is a row, and is tried again only with `retry`. `finished` is told of each finished trial:
+    first of those that were so before, then of each as it ends. Raises StudyStopped after a signal, and
     TinlabError where the folder holds another study's runs, or what is asked for is not there.
     """
     study = resolved(study)
@@ -68,11 +70,16 @@ def run_study(
         done = len(everything) - len(todo)
         if done:
             say(f"{done} of {len(everything)} runs are there already")
+        for row in rows:
+            if row.status == "finished":
+                finished(row)
 
         def ended(trial: Trial, row: Row) -> None:
             nonlocal done
             done += row.status in ("finished", "failed")
             say(f"[{done}/{len(everything)}] {outcome(row)}")
+            if row.status == "finished":
+                finished(row)
 
         with StopRequest() as stop:
             if todo and cluster:
