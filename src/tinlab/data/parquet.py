@@ -22,6 +22,7 @@ import xxhash
 
 from tinlab.data.layouts import VALIDATION_NAMES, Layout, Samples
 from tinlab.data.members import MAX_MEMBER_BYTES
+from tinlab.data.names import Names
 from tinlab.data.pack import UNLABELLED, ClassInfo
 from tinlab.data.worker import joined
 from tinlab.errors import TinlabError
@@ -31,21 +32,23 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 """Columns that are preferred by their names; a column that is the only one of its type will do too."""
 
 _BATCH_BYTES = 4 << 20
+_LABELS_AT_ONCE = 1 << 16
 
 
 class ParquetRows:
     """The rows of `files`, one after the other. `read` streams, so it wants rows in ascending order.
 
-    `names[row]` is FILE#ROW. All files must have the same columns. Raises TinlabError.
+    `names[row]` is FILE#ROW. `values` are the labels that occur, and `codes`, int32 (N,), says which of them
+    each row has. All files must have the same columns. Raises TinlabError.
     """
 
     def __init__(self, path: Path, files: Sequence[Path]) -> None:
         self.path = path
         self.files = sorted(files)
-        self.names: list[str] = []
-        self.labels: list[list[Any]] = []
         self._starts = [0]
         stated = []
+        codes: list[np.ndarray] = []
+        code_of: dict[Any, int] = {}
         for file in self.files:
             with self._errors(file), self._open(file) as table:
                 if file == self.files[0]:
@@ -53,13 +56,17 @@ class ParquetRows:
                 missing = {self._image.split(".")[0], self._label} - set(table.schema_arrow.names)
                 if missing:
                     raise TinlabError(f"{file} has no column {missing.pop()}, which other files have")
-                self.labels.append(table.read(columns=[self._label])[self._label].to_pylist())
                 count = table.metadata.num_rows
-            self.names.extend(f"{self.relative(file)}#{row}" for row in range(count))
+                with self._open(file, [self._label]) as labels:
+                    for batch in labels.iter_batches(_LABELS_AT_ONCE, columns=[self._label]):
+                        codes.append(_coded(batch.column(0), code_of))
             self._starts.append(self._starts[-1] + count)
             stated.append((self.relative(file), file.stat().st_size, file.stat().st_mtime_ns))
-        if not self.names:
+        if not codes:
             raise TinlabError(f"{path} holds no rows; export the data set again")
+        self.values, self.codes = list(code_of), np.concatenate(codes)
+        counts = zip(map(self.relative, self.files), map(len, map(self.rows_of, self.files)), strict=True)
+        self.names = Names.of(f"{name}#{row}" for name, count in counts for row in range(count))
         self.fingerprint = xxhash.xxh3_128_hexdigest(repr(stated).encode("utf-8", "surrogateescape"))
         self.total_bytes = sum(size for _, size, _ in stated)
         self._rows_at_a_time = max(1, _BATCH_BYTES // (self.total_bytes // len(self.names) + 1))
@@ -133,9 +140,9 @@ class ParquetRows:
                         yield row, data
                         row += 1
 
-    def _open(self, file: Path) -> pq.ParquetFile:
+    def _open(self, file: Path, dictionary: Sequence[str] = ()) -> pq.ParquetFile:
         # A buffered stream, or else a whole row group (which may be the whole file) is fetched at once.
-        return pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        return pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False, read_dictionary=list(dictionary))
 
     @contextlib.contextmanager
     def _errors(self, file: Path) -> Iterator[None]:
@@ -176,6 +183,15 @@ def _columns(file: Path, schema: pa.Schema) -> tuple[str, str, list[str] | None]
     return (named or images)[0], label, names
 
 
+def _coded(column: pa.Array, code_of: dict[Any, int]) -> np.ndarray:
+    """int32 (n,): the code of each value of `column`; new values get the next ones."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    values = [*column.dictionary.to_pylist(), None]
+    codes = np.array([code_of.setdefault(value, len(code_of)) for value in values], np.int32)
+    return codes[column.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)]
+
+
 def _is_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
@@ -199,28 +215,30 @@ def parquet_layout(rows: ParquetRows) -> Layout:
         files_of.setdefault(_split_of(rows.relative(file)), []).append(at)
     if "train" not in files_of:
         raise TinlabError(f"{rows.path} has no training file; call it train-00000-of-00001.parquet")
-    values = {
-        split: [label for at in files for label in rows.labels[at]] for split, files in files_of.items()
+    rows_of = {
+        split: np.concatenate([np.array(rows.rows_of(rows.files[at])) for at in files])
+        for split, files in files_of.items()
     }
     names = rows.class_names
-    every = range(len(names)) if names is not None else sorted({v for v in values["train"] if v is not None})
+    held = (rows.values[code] for code in np.unique(rows.codes[rows_of["train"]]).tolist())
+    every = range(len(names)) if names is not None else sorted(v for v in held if v is not None)
     label_of = {value: label for label, value in enumerate(every)}
     classes = tuple(ClassInfo(*(2 * [names[v] if names is not None else str(v)])) for v in every)
     splits: dict[str, Samples] = {}
     for split in ("train", "val", "test"):
         if split not in files_of:
             continue
-        numbers = np.concatenate([rows.rows_of(rows.files[at]) for at in files_of[split]])
-        labels = []
-        for row, value in zip(numbers.tolist(), values[split], strict=True):
-            label = label_of.get(value, UNLABELLED)
-            if label == UNLABELLED and not (split == "test" and value in (None, "", UNLABELLED)):
-                what = (
-                    "has no label" if value in (None, "", UNLABELLED) else f"has the unknown label {value!r}"
-                )
-                raise TinlabError(f"{rows.path}: {rows.names[row]} {what}; mend it or take the row out")
-            labels.append(label)
-        splits[split] = Samples.of(numbers.tolist(), labels)
+        numbers = rows_of[split]
+        labels = np.array([label_of.get(value, UNLABELLED) for value in rows.values])[rows.codes[numbers]]
+        for place in np.flatnonzero(labels == UNLABELLED).tolist():
+            value = rows.values[rows.codes[numbers[place]]]
+            missing = value in (None, "", UNLABELLED)
+            if split == "test" and missing:
+                continue
+            what = "has no label" if missing else f"has the unknown label {value!r}"
+            name = rows.names[numbers[place]]
+            raise TinlabError(f"{rows.path}: {name} {what}; mend it or take the row out")
+        splits[split] = Samples(numbers, labels)
     absent = len(classes) - len(np.unique(splits["train"].labels))
     notes = (f"train has no images of {absent} classes",) if absent else ()
     return Layout(classes, splits, notes=notes)
