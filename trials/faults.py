@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import hashlib
-import importlib
 import json
 import os
 import random
 import re
-import select
 import shutil
 import signal
 import socket
@@ -30,18 +27,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from ledger import Promise, record
+from warm import CLOCK, PATIENCE_SECONDS, Command, Warm
 
-PATIENCE_SECONDS = 300
-"""A command that takes longer hangs."""
 PROMPT_SECONDS = 30
 """A command that has got a signal ends within this time on a busy machine; a training, within a step."""
 TEST = "tests/reliability/test_faults.py"
@@ -65,6 +60,12 @@ PROMISES = (
         "A training that is killed at any moment goes on with --resume, to the same weights bit for bit.",
         "test_killed_at_random_moments",
         60,
+    ),
+    _promise(
+        "clock",
+        "A clock that jumps by days, under a training and between kills, changes no weight and no duration.",
+        "test_killed_at_random_moments",
+        20,
     ),
     _promise(
         "evaluation",
@@ -97,6 +98,24 @@ PROMISES = (
         "test_every_command_ends_on_a_signal",
         60,
     ),
+    _promise(
+        "packs",
+        "A pack that is changed, cut short, replaced or removed under a training cannot change its weights.",
+        "test_a_pack_that_is_harmed_under_a_training",
+        40,
+    ),
+    _promise(
+        "two",
+        "Two commands on one run, pack or file of results do each other no harm; a dead one holds nothing.",
+        "test_two_commands_at_once",
+        40,
+    ),
+    Promise(
+        "faults.ranks",
+        "A rank that dies ends the training of all, which goes on from its checkpoint on any number.",
+        "tests/training/test_ranks.py::test_a_rank_that_dies_ends_the_run_which_goes_on_with_one",
+        "python trials/faults.py ranks --kills 5",
+    ),
     Promise(
         "faults.ray",
         "A worker of a Ray cluster that dies costs no run: its training goes on elsewhere.",
@@ -110,194 +129,6 @@ PROMISES = (
         40,
     ),
 )
-
-
-# Commands that start at once.
-
-
-class Warm:
-    """A process that forks a child for each command; for a `with`."""
-
-    def __enter__(self) -> Warm:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--warm"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TINLAB_DATA": ""},
-        )
-        self._logs = tempfile.TemporaryDirectory(prefix="tinlab-logs-")
-        self._ended: dict[int, int] = {}
-        self._told = b""
-        assert self._next(PATIENCE_SECONDS) == {"ready": True}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(60)
-        self._logs.cleanup()
-
-    def start(self, words: Sequence[object], folder: Path, changes: dict[str, Any] | None = None) -> Command:
-        """Start `tinlab` with `words` in `folder`. `changes` are module:name -> a value for this process."""
-        log = Path(tempfile.mkdtemp(dir=self._logs.name))
-        order = {
-            "words": [str(word) for word in words],
-            "folder": str(folder),
-            "log": str(log),
-            "changes": changes or {},
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
-        while "pid" not in (told := self._next(PATIENCE_SECONDS) or {}):
-            self._ended[told["ended"]] = told["code"]
-        return Command(self, told["pid"], log)
-
-    def code(self, pid: int, seconds: float) -> int | None:
-        """Its exit code, or minus the number of the signal that ended it; None where it runs longer."""
-        end = time.monotonic() + seconds
-        while pid not in self._ended:
-            told = self._next(max(0.0, end - time.monotonic()))
-            if told is None:
-                return None
-            self._ended[told["ended"]] = told["code"]
-        return self._ended.pop(pid)
-
-    def _next(self, seconds: float) -> dict[str, Any] | None:
-        """The next line that it tells; None after `seconds` without one."""
-        assert self._process.stdout is not None
-        handle = self._process.stdout.fileno()
-        end = time.monotonic() + seconds
-        while b"\n" not in self._told:
-            if not select.select([handle], [], [], max(0.0, end - time.monotonic()))[0]:
-                return None
-            more = os.read(handle, 1 << 16)
-            assert more, "the process that starts commands is gone"
-            self._told += more
-        line, _, self._told = self._told.partition(b"\n")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-
-@dataclass
-class Command:
-    """A command that runs, or has run."""
-
-    warm: Warm
-    pid: int
-    log: Path
-    code: int | None = None
-
-    def wait(self, seconds: float) -> int | None:
-        """Its exit code, or None where it runs longer."""
-        if self.code is None:
-            self.code = self.warm.code(self.pid, seconds)
-        return self.code
-
-    def send(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-
-    def kill(self) -> bool:
-        """Kill it; whether it was still running."""
-        self.send(signal.SIGKILL)
-        return self.wait(PATIENCE_SECONDS) == -signal.SIGKILL
-
-    @property
-    def printed(self) -> str:
-        return (self.log / "out").read_text(errors="replace")
-
-    @property
-    def said(self) -> str:
-        return (self.log / "err").read_text(errors="replace")
-
-
-def serve_commands() -> None:
-    """What `Warm` starts: reads a command a line, forks a child for it, tells its number and how it ended."""
-    from tinlab.tuning import tune_process
-
-    tune_process()
-    for name in (
-        "torch", "torch.utils.tensorboard", "scipy.stats", "matplotlib.figure", "jinja2", "sklearn.metrics",
-        "tinlab.cli", "tinlab.data.packing", "tinlab.data.shapes", "tinlab.training.loop",
-        "tinlab.evaluating", "tinlab.report.page", "tinlab.study.page", "tinlab.study.run", "tinlab.results",
-        "tinlab.papers.write",
-    ):  # fmt: skip
-        importlib.import_module(name)
-    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a process with threads must not be forked"
-    gc.freeze()
-    # Children let them through once they have begun, so that none comes before the program can take it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    children: set[int] = set()
-    rest = b""
-
-    def tell(**what: Any) -> None:
-        os.write(1, json.dumps(what).encode() + b"\n")
-
-    tell(ready=True)
-    while True:
-        readable = select.select([0], [], [], 0.005 if children else None)[0]
-        for pid in list(children):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                children.remove(pid)
-                tell(ended=pid, code=os.waitstatus_to_exitcode(status))
-        if not readable:
-            continue
-        more = os.read(0, 1 << 16)
-        if not more:
-            for pid in children:
-                os.kill(pid, signal.SIGKILL)
-            return
-        *lines, rest = (rest + more).split(b"\n")
-        for line in lines:
-            pid = os.fork()
-            if pid == 0:
-                _become(json.loads(line))
-            children.add(pid)
-            tell(pid=pid)
-
-
-def _become(order: dict[str, Any]) -> None:
-    """Be the command; does not return."""
-    code = 1
-    try:
-        os.setsid()
-        for number, name, flags in (
-            (0, os.devnull, os.O_RDONLY),
-            (1, f"{order['log']}/out", os.O_WRONLY | os.O_CREAT),
-            (2, f"{order['log']}/err", os.O_WRONLY | os.O_CREAT),
-        ):
-            handle = os.open(name, flags)
-            os.dup2(handle, number)
-            os.close(handle)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.chdir(order["folder"])
-        sys.argv = ["tinlab", *order["words"]]
-        for place, value in order["changes"].items():
-            module, _, name = place.partition(":")
-            owner = importlib.import_module(module)
-            setattr(owner, name, (lambda value=value: value) if callable(getattr(owner, name)) else value)
-        from tinlab import cli
-
-        begin = cli._run
-
-        def run() -> None:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-            begin()
-
-        cli._run = run
-        cli.main()
-        code = 0
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
 
 
 # What commands work on.
@@ -480,6 +311,27 @@ class Training(Part):
         return _trained(run)
 
 
+class Clock(Training):
+    """A training whose clock jumps by days at every look, and another way after each kill."""
+
+    name = "clock"
+
+    def begin(self) -> None:
+        super().begin()
+        self.starts = 0
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        self.starts += 1
+        return {CLOCK: 1000 * self.chains + self.starts}
+
+    def whole(self) -> None:
+        super().whole()
+        for run in _runs(self.folder):
+            for point in run.metrics():
+                assert 0 < point["train_seconds"] <= point["elapsed_seconds"] < PATIENCE_SECONDS
+
+
 class Evaluation(Part):
     name = "evaluation"
 
@@ -619,7 +471,7 @@ class Study(Part):
 
 
 PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (Packing, Training, Evaluation, Study, Report, Results)
+    part.name: part for part in (Packing, Training, Clock, Evaluation, Study, Report, Results)
 }
 
 
@@ -818,6 +670,167 @@ def kill_workers(part: OnRay, warm: Warm, kills: int, seed: int) -> Tally:
     return tally
 
 
+def harm_packs(ground: Ground, folder: Path, warm: Warm, times: int, seed: int) -> Tally:
+    """Change, cut short, replace or remove the pack under a training, then put it back and go on."""
+    dice, tally = random.Random(f"packs {seed}"), Tally()
+    part = Training(ground, folder)
+    part.begin()
+    expected = undisturbed(part, warm)
+    ended: dict[str, int] = {}
+    while tally.tried < times:
+        part.chains -= 1
+        part.begin()
+        pack = shutil.copytree(ground.pack.path, folder.with_name("harmed"), dirs_exist_ok=True)
+        harm = dice.choice(sorted(HARMS))
+        words = [pack if word == ground.pack.path else word for word in part.words()]
+        command = warm.start(words, folder)
+        if command.wait(dice.uniform(0, expected.seconds)) is not None:
+            continue  # it was quicker
+        HARMS[harm](pack, dice)
+        tally.tried += 1
+        try:
+            code = command.wait(PATIENCE_SECONDS)
+            ended[f"{harm}: {code}"] = ended.get(f"{harm}: {code}", 0) + 1
+            assert code in ((0, 2, -signal.SIGBUS) if harm == "cut short" else (0, 2)), f"code {code}"
+            assert "Traceback" not in command.said, command.said[-2000:]
+            if code == 2:
+                assert _is_a_sentence(command.said, "pack|data|written to while"), command.said[-2000:]
+            part.whole()
+            shutil.rmtree(pack, ignore_errors=True)
+            shutil.copytree(ground.pack.path, pack)
+            if code != 0:
+                words = [pack if word == ground.pack.path else word for word in part.words()]
+                command = warm.start(words, folder)
+                assert command.wait(PATIENCE_SECONDS) == 0, command.said[-2000:]
+            assert part.result(command) == expected.result, "another result"
+            tally.finished += 1
+        except Exception as error:
+            tally.note(f"a pack under a training, {harm}: {type(error).__name__}: {error}")
+    tally.words = f"{tally.finished} times the same weights came out in the end; " + ", ".join(
+        f"{what}, {count} times" for what, count in sorted(ended.items())
+    )
+    return tally
+
+
+def _change(pack: Path, dice: random.Random) -> None:
+    path = dice.choice(sorted(pack.glob("train*.npy")))
+    with path.open("r+b") as file:
+        place = dice.randrange(128, path.stat().st_size)
+        file.seek(place)
+        old = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([old ^ 1]))
+
+
+def _replace(pack: Path, dice: random.Random) -> None:
+    other = shutil.copytree(pack, pack.with_name("another"))
+    _change(other, dice)
+    shutil.rmtree(pack)
+    other.rename(pack)
+
+
+HARMS: dict[str, Callable[[Path, random.Random], None]] = {
+    "changed": _change,
+    "cut short": lambda pack, dice: os.truncate(pack / "train.npy", dice.randrange(200, 100_000)),
+    "replaced": _replace,
+    "removed": lambda pack, dice: shutil.rmtree(pack),
+}
+
+
+def two_at_once(ground: Ground, folder: Path, warm: Warm, times: int, seed: int) -> Tally:
+    """Give a command twice, the second a random moment after the first: to one run folder, one pack, one file
+    of results."""
+    dice, tally = random.Random(f"two {seed}"), Tally()
+    kinds = {kind.name: kind(ground, folder / kind.name) for kind in (Packing, Training, Evaluation, Results)}
+    expected: dict[tuple[str, int], Undisturbed] = {}
+    refused = 0
+    while tally.tried < times:
+        part = kinds[dice.choice(sorted(kinds))]
+        part.begin()
+        key = (part.name, part.variant)
+        if key not in expected:
+            expected[key] = undisturbed(part, warm)
+            part.chains -= 1
+            part.begin()
+        wanted = expected[key]
+        try:
+            if part.name == "training":  # a run that was begun, to go on with
+                command = warm.start(part.words(), part.folder)
+                while not _runs(part.folder) and command.wait(0.01) is None:
+                    pass
+                command.kill()
+            first = warm.start(part.words(), part.folder, part.changes)
+            first.wait(dice.uniform(0, wanted.seconds))
+            second = warm.start(part.words(), part.folder, part.changes)
+            tally.tried += 1
+            codes = [one.wait(PATIENCE_SECONDS) for one in (first, second)]
+            told = f"codes {codes}: {first.said[-1000:]} {second.said[-1000:]}"
+            assert 0 in codes, told
+            assert set(codes) <= {0, 2}, told
+            assert "Traceback" not in told, told
+            if 2 in codes:
+                refused += 1
+                assert _is_a_sentence((first, second)[codes.index(2)].said, "another process|already"), told
+            part.whole()
+            done = (first, second)[codes.index(0)]
+            assert part.result(done) == wanted.result, "another result"
+            found = files_in(part.folder)
+            assert found == wanted.files, f"left behind {found - wanted.files}"
+            tally.finished += 1
+        except Exception as error:
+            tally.note(f"{part.name}, twice at once: {type(error).__name__}: {error}")
+    tally.words = f"{refused} times the other was told so and left it alone."
+    return tally
+
+
+def kill_ranks(ground: Ground, folder: Path, warm: Warm, kills: int, seed: int) -> Tally:
+    """Kill one of two ranks at a random moment; one process alone goes on with the run, to its end."""
+    import psutil
+
+    dice, tally = random.Random(f"ranks {seed}"), Tally()
+    part = Training(ground, folder)
+    while tally.tried < kills:
+        part.chains = 0
+        part.begin()
+        torchrun = subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                "-m", "tinlab", *map(str, part.words()), "--set", "schedule.steps=150",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            steps, ranks = dice.randrange(1, 100), []
+            while torchrun.poll() is None and not ranks:
+                time.sleep(0.02)
+                begun = _runs(folder)
+                if begun and any(point["step"] >= steps for point in begun[0].metrics()):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        below = psutil.Process(torchrun.pid).children()
+                        ranks = [p for p in below if "tinlab" in p.cmdline()]
+            if not ranks:
+                assert torchrun.poll() == 0, "torchrun failed by itself"
+                continue
+            dice.choice(ranks).kill()
+            tally.tried += 1
+            assert torchrun.wait(PATIENCE_SECONDS) != 0
+            part.whole()
+            command = warm.start(part.words(), folder)
+            assert command.wait(PATIENCE_SECONDS) == 0, command.said[-2000:]
+            (run,) = _runs(folder)
+            assert run.result["steps"] == 150
+            tally.finished += 1
+        except Exception as error:
+            tally.note(f"a rank, killed after step {steps}: {type(error).__name__}: {error}")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(torchrun.pid, signal.SIGKILL)
+    tally.words = f"{tally.finished} runs then ended, on one process."
+    return tally
+
+
 def commands(ground: Ground, folder: Path, port: int) -> dict[str, list[object]]:
     """Every command of the program, with words for it; at `port` somebody listens and is silent."""
     first, second = ground.runs
@@ -981,9 +994,17 @@ def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
+MORE = {"packs": harm_packs, "two": two_at_once, "ranks": kill_ranks}
 COMMANDS = 28
 IN_NAMESPACE = "TINLAB_FAULTS_MAY_MOUNT"
-OTHERS = {"signals": "signals", "disk": "disks that refuse", "ray": "dead workers"}
+OTHERS = {
+    "signals": "signals",
+    "disk": "disks that refuse",
+    "packs": "harmed packs",
+    "two": "pairs of commands",
+    "ranks": "dead ranks",
+    "ray": "dead workers",
+}
 
 
 def run(parts: Sequence[str], *, kills: int, seed: int, keep: bool) -> int:
@@ -997,12 +1018,14 @@ def run(parts: Sequence[str], *, kills: int, seed: int, keep: bool) -> int:
             folder = Path(name) / part
             if part == "signals":
                 tally = stop_every_command(ground, folder, warm, max(1, kills // COMMANDS), seed)
+            elif part in MORE:
+                tally = MORE[part](ground, folder, warm, kills, seed)
             elif part == "ray":
                 tally = kill_workers(OnRay(ground, folder), warm, kills, seed)
             elif part == "disk":
                 # The commands' processes are children of one that was started before the mount; it sees it.
                 with small_disk(folder, 24) as disk:
-                    own = [PARTS[p](ground, disk / p) for p in PARTS if p != "study"]
+                    own = [PARTS[p](ground, disk / p) for p in PARTS if p not in ("study", "clock")]
                     tally = refuse_to_write(own, warm, disk, kills, seed)
             else:
                 tally = kill_at_random_moments(PARTS[part](ground, folder), warm, kills, seed)
@@ -1021,9 +1044,6 @@ def run(parts: Sequence[str], *, kills: int, seed: int, keep: bool) -> int:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--warm"]:
-        serve_commands()
-        return
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join([*PARTS, *OTHERS]))
     parser.add_argument("--kills", type=int, default=40, help="for each part")

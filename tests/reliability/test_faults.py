@@ -16,13 +16,14 @@ from tinlab.training import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "trials"))
 import faults
+from warm import Warm
 
 SEED = 2
 
 
 @pytest.fixture(scope="module")
 def warm():
-    with faults.Warm() as one:
+    with Warm() as one:
         yield one
 
 
@@ -31,12 +32,22 @@ def ground(tmp_path_factory):
     return faults.Ground(tmp_path_factory.mktemp("faults") / "ground")
 
 
-@pytest.mark.parametrize("part", ["packing", "training", "evaluation", "report", "results"])
+@pytest.mark.parametrize("part", ["packing", "training", "clock", "evaluation", "report", "results"])
 def test_killed_at_random_moments(part, ground, warm, tmp_path):
     """Studies, whose trainings take seconds to start, are left to the trial."""
     tally = faults.kill_at_random_moments(faults.PARTS[part](ground, tmp_path / part), warm, 1, SEED)
     assert (tally.failures, tally.tried) == ([], 1)
     assert tally.finished >= 1
+
+
+def test_a_pack_that_is_harmed_under_a_training(ground, warm, tmp_path):
+    tally = faults.harm_packs(ground, tmp_path / "here", warm, 2, SEED)
+    assert (tally.failures, tally.tried, tally.finished) == ([], 2, 2)
+
+
+def test_two_commands_at_once(ground, warm, tmp_path):
+    tally = faults.two_at_once(ground, tmp_path / "here", warm, 2, SEED)
+    assert (tally.failures, tally.tried, tally.finished) == ([], 2, 2)
 
 
 def test_every_command_ends_on_a_signal(ground, warm, tmp_path):
