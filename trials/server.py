@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import random
 import re
@@ -67,7 +68,7 @@ PROMISES: tuple[Promise, ...] = (
     ),
     Promise(
         "server.disk",
-        "No request makes the server open a file but those of its page, or write one.",
+        "No request makes the server open a file, or write one.",
         f"{TEST}::test_no_request_reaches_the_disk",
         "python trials/server.py fuzz --inputs 10000",
     ),
@@ -215,6 +216,24 @@ def added(one: Tally, other: Tally) -> Tally:
     )
 
 
+class Heard(logging.Handler):
+    """What the program logs as errors while this is entered."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage().partition("\n")[0])
+
+    def __enter__(self) -> Heard:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self)
+
+
 async def _fuzz(place: Place, seeds: Sequence[int], at_once: int, linger: float) -> Tally:
     tally, left = Tally(), iter(seeds)
 
@@ -253,7 +272,10 @@ async def _fuzz(place: Place, seeds: Sequence[int], at_once: int, linger: float)
 def fuzz(place: Place, seeds: Sequence[int], *, at_once: int = 16, linger: float = 0.3) -> Tally:
     """Send the inputs of numbers `seeds`; each must be answered as `faults` wants, or closed."""
     began = time.monotonic()
-    tally = asyncio.run(_fuzz(place, seeds, at_once, linger))
+    with Heard() as heard:  # of a server in this process
+        tally = asyncio.run(_fuzz(place, seeds, at_once, linger))
+    for line in heard.said:
+        tally.fail(f"the log says: {line}")
     tally.seconds = time.monotonic() - began
     return tally
 
@@ -299,11 +321,8 @@ class Opened:
             self.watching = False
 
     def strange(self) -> list[str]:
-        """What was written, and what was read besides the page and Python's own code."""
-        import tinlab
-
-        page = Path(tinlab.__file__).parent
-        code = (sys.prefix, sys.base_prefix, str(page))
+        """What was written, and what was read besides Python's own code, which is imported when needed."""
+        code = (sys.prefix, sys.base_prefix)
         strange = {path for path in self.read if MARK in path or not _is_own(path, code)}
         return sorted(f"read {path}" for path in strange) + sorted(f"wrote {path}" for path in self.written)
 
@@ -312,7 +331,7 @@ def _is_own(path: str, code: tuple[str, ...]) -> bool:
     place = os.path.realpath(path)
     roots = [os.path.realpath(root) for root in code] + [os.path.realpath(root) for root in sys.path if root]
     inside = any(place == root or place.startswith(root + os.sep) for root in roots)
-    return inside and (Path(place).is_dir() or place.endswith((".py", ".pyc", ".so", ".html", ".css", ".js")))
+    return inside and (Path(place).is_dir() or place.endswith((".py", ".pyc", ".so")))
 
 
 # Names and origins
@@ -578,7 +597,7 @@ def steady(seed: int) -> tuple[bytes, set[int | None]]:
             200
         }
     if kind == 7:
-        return classify(mutated(draw, draw.choice(pictures()), 30)), {200, 422}
+        return classify(mutated(draw, draw.choice(pictures()), 30)), {200, 413, 422}  # 413: by its header
     if kind == 8:
         return request("POST", "/classify", b"x" * draw.choice((10, 100_000, 3_000_000))), {400, 413}
     return classify(draw.choice(pictures()))[: draw.randrange(200, 2000)], {None}  # goes away half-way
@@ -624,6 +643,8 @@ def soak(place: Place, memory: Callable[[], int], *, seconds: float, per_second:
     last = statistics.median(sizes[-tenth:])
     if last > warm * (1 + GROWTH_ALLOWED):
         tally.fail(f"memory grew from {warm / 2**20:.1f} to {last / 2**20:.1f} MiB")
+    tenths = [statistics.median(sizes[at : at + tenth]) / 2**20 for at in range(0, len(sizes), tenth)]
+    print("MiB, by tenths of the time:", *(f"{size:.1f}" for size in tenths))
     tally.note = (
         f"Resident memory {warm / 2**20:.1f} MiB after the warm-up and {last / 2**20:.1f} MiB at the end, "
         f"{max(sizes) / 2**20:.1f} MiB at most."
@@ -678,7 +699,8 @@ def api(place: Place, command: str, requests: int, folder: Path) -> Tally:
         accepted = sum(p["accepted"] for rates in told["valid_rates"].values() for p in rates.values())
         tally.statuses[200] += accepted
         if cases["with_failures"] or cases["errored"] or not told["complete"]:
-            print(done.stdout[-6000:], done.stderr[-2000:])
+            lines = (line[:200] for line in done.stdout.splitlines())
+            print(*("".join(c for c in line if c.isprintable()) for line in lines), sep="\n")
         print(f"seed {seed}: {cases['generated']:,} requests, {cases['with_failures']} failed", flush=True)
         if tally.tried >= requests or not cases["generated"]:
             break
@@ -715,6 +737,7 @@ def main() -> None:
     parser.add_argument("--schemathesis", metavar="PATH")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server that was started is ended
     allow_files(8192)
     with contextlib.ExitStack() as stack:
         numbers = range(given.first, given.first + given.inputs)
@@ -763,7 +786,7 @@ def _main_fuzz(run: Path, numbers: Sequence[int]) -> bool:
     disk = Tally(tally.tried, seconds=tally.seconds)
     for path in opened.strange():
         disk.fail(path)
-    note = f"{len(opened.read)} files were read, of the page or Python code; {len(opened.written)} written."
+    note = f"{len(opened.read)} files were read, all of Python code; {len(opened.written)} written."
     return _finish("server.disk", disk, "inputs", note) and fine
 
 

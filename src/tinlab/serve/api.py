@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
@@ -453,8 +453,10 @@ def _info(name: str, one: Classifier) -> schemas.ModelInfo:
 
 
 def _static(file: Path, kind: str) -> Any:
+    content = file.read_bytes()  # once, so that no request makes the server open a file
+
     async def answer() -> Response:
-        return FileResponse(file, media_type=kind, headers={"Cache-Control": "no-cache"})
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
 
     return answer
 

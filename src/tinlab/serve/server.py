@@ -82,14 +82,14 @@ class Protocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps({"detail": "This is no HTTP request that can be read."}).encode()
+            # By hand: h11 would hold this to be an answer to the request, and that may be one to HEAD.
+            body = json.dumps({"detail": "This is no HTTP request that can be read."})
             headers = {
-                "content-type": "application/json", "content-length": str(len(body)), "connection": "close",
+                "Content-Type": "application/json", "Content-Length": len(body), "Connection": "close",
                 **SECURITY_HEADERS,
             }  # fmt: skip
-            response = h11.Response(status_code=400, headers=list(headers.items()), reason=b"Bad Request")
-            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
+            lines = ["HTTP/1.1 400 Bad Request", *(f"{name}: {value}" for name, value in headers.items())]
+            self.transport.write("\r\n".join([*lines, "", body]).encode())
         self.transport.close()
 
     def waits_for(self) -> str | None:
@@ -128,11 +128,12 @@ class Protocol(H11Protocol):
             longest._cut()
 
     def _cut(self) -> None:
-        """End the connection now, with all that the client has not read: otherwise the operating system would
-        keep that for it, for minutes."""
-        connection = self.transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        """End the connection now, without waiting for the client to read."""
+        if self.cycle is not None:
+            # The operating system would otherwise keep answers that it has not read for it, for minutes.
+            connection = self.transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
 
@@ -189,8 +190,9 @@ def run(
 
 def configuration(app: Any, limits: Limits) -> uvicorn.Config:
     """How uvicorn runs `app`: HTTP/1.1 alone, quiet, and with a limit on everything that a client decides."""
-    # A stranger's broken request is no news, and must not fill a log.
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    # A stranger's broken request or picture is no news, and must not fill a log.
+    for library in ("python_multipart", "PIL"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     limited = type("Protocol", (Protocol,), {"max_connections": limits.max_connections})
     return uvicorn.Config(
         app,
