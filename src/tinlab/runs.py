@@ -218,14 +218,22 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.machine()
 
 
+WRITTEN = ("results", "RESULTS.md", "docs/what-helps.md", "docs/papers.md")
+"""What `tinlab results` and its like write into a checkout."""
+
+
 def commit() -> str | None:
-    """The commit of the source tree that runs, with a + where it has changes; None outside a checkout."""
+    """The commit of the source tree that runs, with a + where it has changes; None outside a checkout.
+
+    Results and the pages that are written from them are none: rows are added while other runs go on.
+    """
     folder = Path(__file__).parent
     try:
         # A copy installed into somebody else's checkout is not that checkout's code.
         _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
         head = _git(folder, "rev-parse", "--short=12", "HEAD")
-        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", ":/")
+        outside = [f":(top,exclude){path}" for path in WRITTEN]
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", *outside)
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+" if changes else "")
