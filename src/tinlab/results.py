@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ from tinlab import runs
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.metrics import measure
-from tinlab.files import write_text
+from tinlab.files import only_one, write_text
 from tinlab.recipes import budget_of
 
 COLUMNS = (
@@ -68,14 +65,15 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
     opened = runs.open_run(run)
     row = row_of(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with alone(path.parent):
+    with only_one(path.parent):  # another process may add a row at the same time
         rows: list[dict[str, Any]] = list(read_results(path))
         if any(all(str(row[n]) == old[n] for n in ("recipe_digest", "seed", "finished_at")) for old in rows):
             raise AlreadyRecorded(f"{path} has a row for {run} already")
-        write_table(path, COLUMNS, [*rows, row])
+        # The row comes last, so that none is there without its curve.
         write_table(
             path.parent / "curves" / f"{row['recipe']}-s{row['seed']}.csv", CURVE_COLUMNS, opened.metrics()
         )
+        write_table(path, COLUMNS, [*rows, row])
     return row
 
 
@@ -107,20 +105,6 @@ def row_of(run: str | Path) -> dict[str, Any]:
         "classes": len(opened.classes),
     }
     return {name: row[name] for name in COLUMNS}
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other processes that add to the tables in it, waiting for one that has it."""
-    import fcntl
-
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        fcntl.flock(held, fcntl.LOCK_UN)  # closing would not do where a process was forked meanwhile
-        os.close(held)
 
 
 def _epochs(run: runs.Run) -> float | None:

@@ -27,7 +27,7 @@ from tinlab.data.pack import Pack, PackInfo, SplitInfo, digest_of_digests, tripl
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.data.source import Source, open_source
 from tinlab.errors import TinlabError
-from tinlab.files import flush_folder, write_json
+from tinlab.files import flush, flush_folder, write_flushed, write_json
 
 OFFICIAL_DIGEST = "be0f13a5b2ae99468fbb724f396af226b83bd5469929439804e3af9ec0e863d4"
 """Content digest of Tiny ImageNet: of its 120,203 files, with paths that begin with tiny-imagenet-200/."""
@@ -66,12 +66,13 @@ def pack(
         settings = {"image_size": image_size, "tune_fraction": tune_fraction, "seed": seed, "rules": RULES}
         if "val" not in opened.splits:
             settings["val_fraction"] = val_fraction
+        with contextlib.suppress(OSError):  # a folder that cannot be read is told of below
+            remove_leftovers(out)
         if _taken(out):
             return _existing(out, opened, settings)
         splits = _held_out(opened, val_fraction, tune_fraction, seed)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(out)
             _check_room(out, sum(map(len, splits.values())) * image_size**2 * 3)
             with scratch_folder(out) as folder:
                 _build(folder, opened, splits, settings, workers or _cpus(), progress)
@@ -245,7 +246,7 @@ def _build(
             (f"{file}.labels.npy", labels.getvalue()),
             (f"{file}.names.json", json.dumps(names).encode()),
         ):
-            _write_flushed(folder / name, content)
+            write_flushed(folder / name, content)
             files[name] = xxhash.xxh3_128_hexdigest(content)
     if source.file_digests is None:
         read_into(digests, source, source.others)
@@ -292,7 +293,7 @@ def _write_images(
     rows = [np.concatenate([splits[member].rows for member in members]) for members in layout.values()]
     headers = [_npy_header((len(every), size, size, 3)) for every in rows]
     for path, header in zip(paths, headers, strict=True):
-        _write_flushed(path, header)
+        write_flushed(path, header)
     sums = {name: np.zeros((2, 3)) for name in splits}
     blocks: list[dict[int, bytes]] = [{} for _ in paths]
     faults: list[tuple[int, int, str]] = []
@@ -321,21 +322,10 @@ def _write_images(
         raise TinlabError(f"{source.path}: {name} cannot be used, {reason}{more}; mend or remove it")
     files = {}
     for path, header, found in zip(paths, headers, blocks, strict=True):
-        _flush(path)
+        flush(path)
         pieces = (xxhash.xxh3_128_digest(header), *(found[first] for first in sorted(found)))
         files[path.name] = digest_of_digests(pieces)
     return sums, files
-
-
-def _write_flushed(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    """Bring what was written to `path`, by whatever process, to the disk."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:

@@ -15,11 +15,11 @@ from typing import Any
 from tinlab.data.pack import Pack
 from tinlab.data.subset import half, subset_pack
 from tinlab.errors import TinlabError
-from tinlab.files import write_json
+from tinlab.files import only_one, write_json
 from tinlab.papers.length import expected_minutes, images_per_second
 from tinlab.recipe import Recipe, Schedule, Stage
 from tinlab.recipes import shortened
-from tinlab.results import COLUMNS, alone, row_of, write_table
+from tinlab.results import COLUMNS, row_of, write_table
 from tinlab.runs import Run
 from tinlab.study.comparison import Spread, spread
 from tinlab.study.trial import find_run
@@ -220,7 +220,7 @@ def record_transfer(one: Trained, path: Path) -> bool:
     }
     row = {name: "" if row[name] is None else str(row[name]) for name in TABLE_COLUMNS}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with alone(path.parent):
+    with only_one(path.parent):
         rows = read_transfer(path)
         if row in rows:
             return False

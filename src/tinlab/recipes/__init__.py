@@ -12,12 +12,15 @@ from tinlab import models
 from tinlab.errors import TinlabError
 from tinlab.models.network import EVERYWHERE
 from tinlab.recipe import Model, Recipe, changed, parse_recipe, read_recipe
-from tinlab.recipes import demo, fast, ma, shcherbina, sun, yu
+from tinlab.recipes import best, demo, fast, ma, shcherbina, sun, yu
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo.demo,
     "fast_cpu": fast.fast_cpu,
     "fast_cpu_pruned": fast.fast_cpu_pruned,
+    "fast_gpu": fast.fast_gpu,
+    "best": best.best,
+    "best_resnet18": best.best_resnet18,
     "sun_vanilla": sun.sun_vanilla,
     "sun_improved": sun.sun_improved,
     "sun_final": sun.sun_final,

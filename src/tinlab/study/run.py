@@ -10,7 +10,7 @@ from pathlib import Path
 from tinlab import runs
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
-from tinlab.files import write_json
+from tinlab.files import remove_leftovers, write_json
 from tinlab.recipe import Recipe
 from tinlab.study.attempt import Row, Settings, read_row
 from tinlab.study.cluster import run_on_cluster
@@ -62,6 +62,8 @@ def run_study(
     make_folder(folder, "trials", "runs")
     folder = folder.resolve()
     with runs.locked(folder):
+        for place in (folder, folder / "trials"):
+            remove_leftovers(place)
         rows = [read_row(folder, trial, settings.pack_digest) for trial in everything]
         write_json(folder / "study.json", study.model_dump(mode="json"))
         todo = [trial for trial, row in zip(everything, rows, strict=True) if _due(row, retry)]

@@ -230,6 +230,26 @@ def _one_at_a_time(name: str, base: Recipe, remedies: Mapping[str, tuple[str, ..
     return Study(name=name, summary=f"{base.summary}, and with one remedy at a time", recipes=tuple(found))
 
 
+def best_ensemble() -> Study:
+    """Members for the highest accuracy of several networks together. Aim: 78% of val. Not yet run.
+
+    Three networks built differently, `best`, the same without attention, and ResNet-18, from three seeds
+    each. Members that err apart are worth more than better ones that err
+    alike (LOG.md, "Two errors much alike"). After the study: `tinlab ensemble` over its runs, which takes the
+    mean of their probabilities; with equal weights, since nothing is left to choose them by.
+    """
+    best = recipes.find("best")
+    without = changed(best, ["model.name=trinext_conv", "model.width=96"]).model_copy(
+        update={"name": "best_conv", "summary": "best, without attention"}
+    )
+    return Study(
+        name="best_ensemble",
+        summary="Members of an ensemble: best, the same without attention, and ResNet-18",
+        recipes=(best, without, "best_resnet18"),
+        seeds=(0, 1, 2),
+    )
+
+
 STUDIES: dict[str, Callable[[], Study]] = {
     "sun_blocks": sun_blocks,
     "sun_deeper": sun_deeper,
@@ -239,4 +259,5 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "shcherbina_lr_search_vgg16": shcherbina_lr_search_vgg16,
     "what_helps": what_helps,
     "what_helps_small": what_helps_small,
+    "best_ensemble": best_ensemble,
 }
