@@ -259,10 +259,15 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.machine()
 
 
+WRITTEN = ("results", "RESULTS.md", "docs/what-helps.md", "docs/papers.md")
+"""What `tinlab results` and its like write into a checkout."""
+
+
 def commit() -> str | None:
     """The commit of the source tree that runs, with a + where it has changes; None outside a checkout.
 
-    $TINLAB_COMMIT says it for a tree that was brought somewhere without its history.
+    Results and the pages that are written from them are no change: rows are added while other runs go on.
+    $TINLAB_COMMIT says the commit of a tree that was brought somewhere without its history.
     """
     if stated := os.environ.get("TINLAB_COMMIT"):
         return stated
@@ -271,7 +276,8 @@ def commit() -> str | None:
         # A copy installed into somebody else's checkout is not that checkout's code.
         _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
         head = _git(folder, "rev-parse", "--short=12", "HEAD")
-        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", ":/")
+        outside = [f":(top,exclude){path}" for path in WRITTEN]
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", *outside)
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+" if changes else "")

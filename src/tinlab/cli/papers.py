@@ -267,18 +267,21 @@ def results(
     """Write RESULTS.md, its figures and docs/what-helps.md from results.csv."""
     if context.invoked_subcommand is not None:
         return
+    from tinlab.papers.page import unexplained
     from tinlab.papers.write import write_pages
     from tinlab.results import results_file
 
     path = file or results_file()
     if file is not None and not file.is_file():
         raise TinlabError(f"there is no {file}; 'tinlab results add RUN' begins one")
-    written = write_pages(path, out)
+    written, silent = write_pages(path, out), unexplained(path)
     if json:
-        terminal.show_json({"written": [str(one) for one in written]})
+        terminal.show_json({"written": [str(one) for one in written], "below_without_remark": silent})
         return
     for one in written:
         print(one)
+    for name in silent:
+        print(f"{name} is below its paper's number, and no remark in results/remarks.toml says why")
 
 
 @app.command()
