@@ -167,8 +167,7 @@ def next_start(
                 fraction = rounded_down((left_seconds - before) / steps)
                 fits = fraction > 0
             else:
-                begun = known.get("share", 0.0) > 0
-                fits = begun or before + steps * fraction > all_seconds
+                fits = known.get("status") == "paused" or before + steps * fraction > all_seconds
         if not fits:
             continue
         if job.alone and running:
@@ -624,10 +623,8 @@ def trained(work: Mapping[str, Any]) -> dict[str, Any]:
             run = loop.train(recipe, pack, folder, seed=work["seed"], **options)
         else:
             run = loop.resume(run.path, pack=pack, **options)
-    except loop.TimeIsUp as error:
-        return {"status": "paused", "run": str(error.run), "share": error.share}
-    except loop.TrainingStopped as error:
-        return {"status": "paused", "error": str(error)}
+    except (loop.TimeIsUp, loop.TrainingStopped) as error:
+        return {"status": "paused", "run": str(error.run), "share": error.share, "error": None}
     except (TinlabError, RuntimeError) as error:
         return {"status": "failed", "error": " ".join(str(error).split())[:300]}
     finally:

@@ -52,6 +52,7 @@ class TrainingStopped(TinlabError):
         )
         self.exit_code = 128 + signal_number
         self.on_every_rank = True
+        self.run, self.share = run, step / total_steps
 
 
 class TimeIsUp(TinlabError):
