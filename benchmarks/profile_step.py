@@ -2,7 +2,8 @@
 
 tinlab's training loop itself runs under torch.profiler for some steps, for ResNet-18 (7x7/2 stem, 64x64) and
 for the network of `fast_cpu` at the smallest and the largest size that it trains on. Every operation's own
-time is counted for what it is part of; the time between operations is Python's. The shares add up to the time of the steps.
+time is counted for what it is part of; the time between operations is Python's. The shares add up to the time
+of the steps.
 
     python benchmarks/profile_step.py [--data DATA] [--steps 10] [--out results/profile.csv] [--json]
 
