@@ -55,6 +55,7 @@ PARTS = {
         "inference.py", "--compile --rounds 3 --seconds 0.5", "--rounds 1 --seconds 0.01 --batch-sizes 1",
         360, "",
     ),
+    "start-up": Part("startup.py", "", "--rounds 1", 180, ""),
     "serving": Part("serve.py", "--seconds 5 --rounds 2", "--seconds 0.3 --rounds 1 --clients 2", 180),
 }  # fmt: skip
 
