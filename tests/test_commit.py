@@ -16,6 +16,7 @@ def checkout(tmp_path, monkeypatch):
     for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
     monkeypatch.setattr(runs, "__file__", str(source))
+    monkeypatch.delenv("TINLAB_COMMIT", raising=False)
     return tmp_path
 
 
