@@ -31,11 +31,15 @@ def test_what_the_tree_names_is_there():
 
 
 def test_what_is_there_is_in_the_tree():
-    places = [*(ROOT / "src/tinlab").rglob("*"), *(ROOT / "benchmarks").glob("*.py")]
+    places = [
+        *(ROOT / "src/tinlab").rglob("*"),
+        *(ROOT / "benchmarks").glob("*.*"),
+        *(ROOT / "trials").rglob("*.py"),
+    ]
     files = {
         str(path.relative_to(ROOT))
         for path in places
-        if path.suffix in (".py", ".html", ".css", ".js") and not path.name.startswith("__")
+        if path.suffix in (".py", ".sh", ".html", ".css", ".js") and not path.name.startswith("__")
     }
     assert files - set(tree()) == set()
 
