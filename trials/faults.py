@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -458,7 +459,8 @@ class Study(Part):
         self.whole()
         told = json.loads(command.printed)
         rows = [(row["recipe"], row["seed"], row["status"], row["top1_percent"]) for row in told["runs"]]
-        return rows, [_trained(run) for run in _runs(self.folder / "study" / "runs")]
+        runs = sorted(_runs(self.folder / "study" / "runs"), key=lambda run: run.recipe.name)
+        return rows, [_trained(run) for run in runs]
 
     def victims(self, command: Command, dice: random.Random) -> list[int]:
         """Every other time its trainings too; otherwise they see that it is gone, save and end."""
@@ -520,6 +522,18 @@ def _trained(run: Any) -> Any:
     curve = [(p["kind"], p["step"], p["loss"], p["top1_percent"]) for p in run.metrics()]
     times = ("train_seconds", "elapsed_seconds", "images_per_second", "peak_memory_bytes", "finished_at")
     return weights, curve, {name: value for name, value in run.result.items() if name not in times}
+
+
+def _same(found: Any, wanted: Any, place: str = "the result") -> None:
+    """Raise AssertionError that names the first difference."""
+    if isinstance(found, dict) and isinstance(wanted, dict) and found.keys() == wanted.keys():
+        for key in wanted:
+            _same(found[key], wanted[key], f"{place}.{key}")
+    elif isinstance(found, list | tuple) and isinstance(wanted, list | tuple) and len(found) == len(wanted):
+        for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            _same(one, other, f"{place}.{number}")
+    else:
+        assert found == wanted, f"{place} is {str(found)[:200]}, not {str(wanted)[:200]}"
 
 
 def _digest(data: bytes) -> str:
@@ -606,7 +620,7 @@ def kill_at_random_moments(part: Part, warm: Warm, kills: int, seed: int) -> Tal
                 part.whole()
             assert command.code in part.done_codes, f"code {command.code}: {command.said[-2000:]}"
             assert "Traceback" not in command.said, command.said[-2000:]
-            assert part.result(command) == wanted.result, "another result"
+            _same(part.result(command), wanted.result)
             found = files_in(part.folder)
             assert found == wanted.files, (
                 f"left behind {found - wanted.files}, missing {wanted.files - found}"
@@ -655,7 +669,7 @@ def kill_workers(part: OnRay, warm: Warm, kills: int, seed: int) -> Tally:
                 tally.tried += 1
             code = command.wait(PATIENCE_SECONDS)
             assert code == 0, f"code {code}: {command.said[-2000:]}"
-            assert part.result(command) == expected.result, "another result"
+            _same(part.result(command), expected.result)
             found = files_in(part.folder)
             assert found == expected.files, f"left behind {found - expected.files}"
             tally.finished += 1
@@ -702,7 +716,7 @@ def harm_packs(ground: Ground, folder: Path, warm: Warm, times: int, seed: int) 
                 words = [pack if word == ground.pack.path else word for word in part.words()]
                 command = warm.start(words, folder)
                 assert command.wait(PATIENCE_SECONDS) == 0, command.said[-2000:]
-            assert part.result(command) == expected.result, "another result"
+            _same(part.result(command), expected.result)
             tally.finished += 1
         except Exception as error:
             tally.note(f"a pack under a training, {harm}: {type(error).__name__}: {error}")
@@ -773,7 +787,7 @@ def two_at_once(ground: Ground, folder: Path, warm: Warm, times: int, seed: int)
                 assert _is_a_sentence((first, second)[codes.index(2)].said, "another process|already"), told
             part.whole()
             done = (first, second)[codes.index(0)]
-            assert part.result(done) == wanted.result, "another result"
+            _same(part.result(done), wanted.result)
             found = files_in(part.folder)
             assert found == wanted.files, f"left behind {found - wanted.files}"
             tally.finished += 1
@@ -912,6 +926,8 @@ def refuse_to_write(parts: Sequence[Part], warm: Warm, disk: Path, times: int, s
     expected: dict[tuple[str, int], Undisturbed] = {}
     most: dict[tuple[str, int], int] = {}
     while tally.tried < times:
+        for part in parts:
+            shutil.rmtree(part.folder, ignore_errors=True)
         part = parts[dice.randrange(len(parts))]
         part.begin()
         key = (part.name, part.variant)
@@ -941,7 +957,7 @@ def refuse_to_write(parts: Sequence[Part], warm: Warm, disk: Path, times: int, s
             command = warm.start(part.words(), part.folder, part.changes)
             code = command.wait(PATIENCE_SECONDS)
             assert code in part.done_codes, f"with room again code {code}: {command.said[-2000:]}"
-            assert part.result(command) == expected[key].result, "another result"
+            _same(part.result(command), expected[key].result)
             found = files_in(part.folder)
             assert found == expected[key].files, f"left behind {found - expected[key].files}"
             tally.finished += 1
@@ -966,7 +982,10 @@ def _refusing(disk: Path, room: int | None) -> Iterator[None]:
         return
     filler = disk / "filler"
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, _free(disk) - room))
+        for spare in itertools.count(0, 65536):  # the system gives room of removed files back with some delay
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, max(1, _free(disk) - room - spare))
+                break
     try:
         yield
     finally:
@@ -1024,7 +1043,7 @@ def run(parts: Sequence[str], *, kills: int, seed: int, keep: bool) -> int:
                 tally = kill_workers(OnRay(ground, folder), warm, kills, seed)
             elif part == "disk":
                 # The commands' processes are children of one that was started before the mount; it sees it.
-                with small_disk(folder, 24) as disk:
+                with small_disk(folder, 32) as disk:
                     own = [PARTS[p](ground, disk / p) for p in PARTS if p not in ("study", "clock")]
                     tally = refuse_to_write(own, warm, disk, kills, seed)
             else:
