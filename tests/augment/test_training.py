@@ -53,7 +53,8 @@ def test_the_command_lists_and_draws(shapes_pack, tmp_path):
     assert shown.exit_code == 0
     assert all(name in shown.output for name in POLICIES)
     listed = json.loads(runner.invoke(app, ["augment", "--json"]).output)
-    assert listed["sun_light"] == [{"kind": "flip", "probability": 0.5, "axis": "left_right"}]
+    flip = {"kind": "flip", "probability": 0.5, "axis": "left_right", "alternate": False}
+    assert listed["sun_light"] == [flip]
     for policy in ("sun_heavy", "demo"):
         picture = tmp_path / f"{policy}.png"
         words = [
