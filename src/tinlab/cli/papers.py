@@ -99,7 +99,9 @@ def _list(rows: Any, out: Path, json: bool) -> None:
         ],
         right=("time on 2 cores",),
     )
-    print("next: tinlab reproduce ROW, or a paper: sun, ma, yu, shcherbina; --budget 0.1 for a tenth of it")
+    terminal.show(
+        "next: tinlab reproduce ROW, or a paper: sun, ma, yu, shcherbina; --budget 0.1 for a tenth of it"
+    )
 
 
 def _run(
@@ -152,7 +154,7 @@ def _run(
         for found in done:
             _show(found)
         for name, why in failed.items():
-            print(f"{name}: failed: {why}")
+            terminal.show(f"{name}: failed: {why}")
     if failed:
         raise typer.Exit(1)
 
@@ -173,19 +175,19 @@ def _show(found: Any) -> None:
     from tinlab.recipes import budget_of
     from tinlab.runs import open_run
 
-    print(f"{found.row.id}: the paper: {said(found.row)}")
+    terminal.show(f"{found.row.id}: the paper: {said(found.row)}")
     for path in found.runs:
         run = open_run(path)
         result = run.result or {}
         budget = budget_of(run.recipe)
-        print(
+        terminal.show(
             f"  {run.recipe.name}, seed {run.seed}: {result['split']} top-1 {result['top1_percent']:.2f}% in "
             f"{result['train_seconds'] / 60:.1f} minutes{f', budget: {budget}' if budget else ''}: {path}"
         )
     for measure, value in found.values.items():
-        print(f"  {measure_words(measure)} {value:g}")
+        terminal.show(f"  {measure_words(measure)} {value:g}")
     if picture := found.answer.get("picture") or found.answer.get("report"):
-        print(f"  made: {picture}")
+        terminal.show(f"  made: {picture}")
 
 
 def _add(found: Any) -> None:
@@ -229,7 +231,7 @@ def results(
         terminal.show_json({"written": [str(one) for one in written]})
         return
     for one in written:
-        print(one)
+        terminal.show(str(one))
 
 
 @app.command()
@@ -295,4 +297,4 @@ def transfer(
         ],
         right=("images a class of B", "fine-tuned from A", "from scratch", "gain"),
     )
-    print(f"top-1 on B's validation images; the runs: {out / 'runs'}")
+    terminal.show(f"top-1 on B's validation images; the runs: {out / 'runs'}")
