@@ -1,10 +1,10 @@
-# demo: everything, end to end    test: all tests    lint: format, rules, types    bench: speed, as ratios
+# demo: everything, end to end    test: all tests    lint: format, rules, types    bench: speed beside peers
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 
-.PHONY: demo test lint bench setup format
+.PHONY: demo test lint bench setup format trials audit
 
 setup: $(VENV)/.installed
 
@@ -30,9 +30,18 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/pack.py
-	$(BIN)/python benchmarks/loop.py
-	$(BIN)/python benchmarks/tuning.py
-	$(BIN)/python benchmarks/depth.py
-	$(BIN)/python benchmarks/augment.py
-	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/table.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/performance.py
+
+# hours: hundreds of kills, ten thousands of inputs; results/trials.csv and docs/reliability.md
+trials: setup
+	nice $(BIN)/python trials/page.py --run
+
+# known vulnerabilities of the pinned versions; fails where the advisories cannot be asked
+audit: $(VENV)/audit/.installed
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+$(VENV)/audit/.installed:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@touch $@

@@ -6,9 +6,10 @@ Child processes are taken in turn, `--rounds` times, all on the same images, in 
     torchvision        ImageFolder, the same transforms of torchvision v2, DataLoader with two workers
     kornia             batches read from the pack and augmented by kornia's classes, on whole batches
     step               a training step of ResNet-18 (7x7/2 stem, bf16, channels-last) on one fixed batch
-    step + tinlab      the same step, each on a batch that the policy has just augmented
+    step + tinlab      the same step, each on a batch that the policy has just augmented; by turns in one
+                       process, the medians of their times, so that a machine that swings treats both alike
 
-    python benchmarks/augment.py [--data DATA] [--policy sun_heavy] [--device cpu] [--steps 30] [--rounds 5]
+    python benchmarks/augment.py [--data DATA] [--policy sun_heavy] [--device cpu] [--steps 30] [--json]
 
 Policies: sun_heavy, and flip_crop (mirror and random-resized-crop alone). torchvision stays on the CPU, where
 it is run. kornia is given one affine warp for the four transforms that are affine.
@@ -21,15 +22,13 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loop import BATCH, data, recipe
+import measuring
+from loop import BATCH, recipe
 
 HERE = Path(__file__).resolve().parent
 WARMUP = 5
@@ -37,75 +36,62 @@ MEAN, STD = (0.480, 0.448, 0.398), (0.276, 0.269, 0.282)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measuring.options(__doc__, rounds=5)
     parser.add_argument("--data", help="a data set: official zip or folder, or class folders")
     parser.add_argument("--policy", choices=("sun_heavy", "flip_crop"), default="sun_heavy")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--steps", type=measuring.at_least(1), default=30)
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     parser.add_argument("--pack", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps({"images_per_second": CHILDREN[args.child](args)}))
+        print(json.dumps(CHILDREN[args.child](args)))
         return
 
-    from tinlab.data.packing import pack
-
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        prefix="tinlab-bench-", dir=memory if os.access(memory, os.W_OK) else None
-    ) as name:
-        source, images = data(args.data, Path(name))
-        pack(source, Path(name) / "pack")
-        own = [sys.executable, str(HERE / "augment.py"), "--policy", args.policy, "--device", args.device]
-        own += ["--steps", str(args.steps), "--pack", str(Path(name) / "pack"), "--images", str(images)]
-        speeds: dict[str, list[float]] = {name: [] for name in CHILDREN}
-        for _ in range(args.rounds):
-            for child, found in speeds.items():
-                done = subprocess.run([*own, "--child", child], capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(f"{child} failed: {done.stderr.strip().splitlines()[-1]}")
-                found.append(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    figures = {
-        "tinlab / torchvision": medians["tinlab"] / medians["torchvision"],
-        "tinlab / kornia": medians["tinlab"] / medians["kornia"],
-        "percent of a step, alone": 100 * medians["step"] / medians["tinlab"],
-        "percent of a step, in training": 100 * (medians["step"] / medians["step + tinlab"] - 1),
+    with measuring.scratch() as folder:
+        forms = measuring.forms_of(args.data, folder)
+        own = [HERE / "augment.py", "--policy", args.policy, "--device", args.device, "--steps", args.steps]
+        own += ["--pack", forms.pack, "--images", forms.train, "--child"]
+        found = measuring.in_turn(
+            {child: lambda c=child: measuring.child(*own, c) for child in CHILDREN}, args.rounds
+        )
+    speeds: dict[str, list[float]] = {
+        name: [one[name] for one in rounds] for rounds in found.values() for name in rounds[0]
     }
-    report = {
-        "data": str(source), "policy": args.policy, "device": args.device, "cpus": os.cpu_count(),
-        "images_per_second": speeds, "figures": figures,
-    }  # fmt: skip
-    if args.json:
-        print(json.dumps(report, indent=2))
-        return
-    print(f"{source}, {args.policy} on {args.device}, {os.cpu_count()} CPUs, {args.steps} batches; images/s")
-    for name, values in speeds.items():
-        print(f"{name:14}" + "".join(f"{value:8.0f}" for value in values) + f"   median {medians[name]:.0f}")
-    print("; ".join(f"{name} {figure:.2f}" for name, figure in figures.items()))
+    what = f"augment, {args.policy}"
+    rows = [
+        measuring.compare(
+            what, speeds["tinlab"], speeds["torchvision"], "images/s",
+            "torchvision v2, DataLoader with two workers",
+        ),
+        measuring.compare(what, speeds["tinlab"], speeds["kornia"], "images/s", "kornia on whole batches"),
+        measuring.compare(
+            f"ResNet-18 step with {args.policy}", speeds["step + tinlab"], speeds["step"], "images/s",
+            "the step alone",
+        ),
+    ]  # fmt: skip
+    heading = f"{forms.described}, {args.device}, {os.cpu_count()} CPUs, {args.steps} batches of {BATCH}"
+    measuring.report(rows, heading, as_json=args.json)
 
 
 def timed(steps: int, step: Callable[[int], object], device: str) -> float:
     """Images per second of `step`, after the warm-up."""
-    import torch
-
-    def wait() -> None:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-
     for number in range(WARMUP + steps):
         if number == WARMUP:
-            wait()
+            wait(device)
             began = time.perf_counter()
         step(number)
-    wait()
+    wait(device)
     return steps * BATCH / (time.perf_counter() - began)
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def batches_of(args: argparse.Namespace) -> Any:
@@ -140,7 +126,8 @@ def tinlab(args: argparse.Namespace) -> float:
     return timed(args.steps, lambda number: policy.inputs(batches.at(number), 64), args.device)
 
 
-def training_step(args: argparse.Namespace, augmented: bool) -> float:
+def training(args: argparse.Namespace) -> dict[str, float]:
+    """Steps on a fixed batch and on augmented ones by turns: images per second of each."""
     from tinlab.tuning import tune_process
 
     tune_process()
@@ -160,15 +147,19 @@ def training_step(args: argparse.Namespace, augmented: bool) -> float:
     fixed = batches.at(0)
     inputs = policy.inputs(fixed, 64)[0].clone(memory_format=torch.preserve_format)
 
-    def step(number: int) -> None:
-        x, batch = inputs, fixed
-        if augmented:
-            x, batch = policy.inputs(batches.at(number), 64)
+    def seconds(number: int, augmented: bool) -> float:
+        wait(args.device)
+        began = time.perf_counter()
+        x, batch = policy.inputs(batches.at(number), 64) if augmented else (inputs, fixed)
         forward_backward(model, x, batch, knobs)
         updater.step()
         updater.zero_grad(set_to_none=True)
+        wait(args.device)
+        return time.perf_counter() - began
 
-    return timed(args.steps, step, args.device)
+    pairs = [(seconds(n, False), seconds(n, True)) for n in range(WARMUP + args.steps)][WARMUP:]
+    plain, augmented = (statistics.median(times) for times in zip(*pairs, strict=True))
+    return {"step": BATCH / plain, "step + tinlab": BATCH / augmented}
 
 
 def kornia(args: argparse.Namespace) -> float:
@@ -240,10 +231,7 @@ class Several:
 
 def torchvision(args: argparse.Namespace) -> float:
     import torch
-
-    from tinlab.models.zoo import import_torchvision
-
-    import_torchvision()
+    from peer import shuffled
     from torchvision import datasets
     from torchvision.transforms import v2
 
@@ -259,19 +247,17 @@ def torchvision(args: argparse.Namespace) -> float:
             ]
         )
     images = datasets.ImageFolder(str(args.images), transform)
-    loader = torch.utils.data.DataLoader(images, BATCH, shuffle=True, num_workers=2, drop_last=True)
-    batches: Iterator[Any] = iter(loader)
+    batches = shuffled(images, BATCH, workers=2)
     return timed(args.steps, lambda _: next(batches), "cpu")
 
 
-CHILDREN: dict[str, Callable[[argparse.Namespace], float]] = {
-    "tinlab": tinlab,
-    "torchvision": torchvision,
-    "kornia": kornia,
-    "step": lambda args: training_step(args, augmented=False),
-    "step + tinlab": lambda args: training_step(args, augmented=True),
+CHILDREN: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "tinlab": lambda args: {"tinlab": tinlab(args)},
+    "torchvision": lambda args: {"torchvision": torchvision(args)},
+    "kornia": lambda args: {"kornia": kornia(args)},
+    "training": training,
 }
 
 
 if __name__ == "__main__":
-    main()
+    measuring.run(main)

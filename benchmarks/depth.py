@@ -9,24 +9,19 @@ depth follows from p_l = 1 - l/L (1 - p_L); the measured one is counted.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import time
+
+import measuring
 
 BATCH = 100
 REPORTED = {"blocks": (16, 12.3), "layers": (34, 26.6), "seconds": (2.45, 2.13)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = measuring.options(__doc__, rounds=5)
+    parser.add_argument("--steps", type=measuring.at_least(1), default=20)
     parser.add_argument("--model", default="resnet34")
     parser.add_argument("--final-survival", type=float, default=0.5)
-    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
     import torch
@@ -60,51 +55,36 @@ def main() -> None:
         updater.step()
         updater.zero_grad(set_to_none=True)
 
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
     for name in networks:
         step(name)
     count_blocks(networks["on"][0])
-    for _ in range(args.rounds):
-        for name, found in seconds.items():
-            began = time.perf_counter()
-            for _ in range(args.steps):
-                step(name)
-            found.append((time.perf_counter() - began) / args.steps)
+
+    def seconds(name: str) -> float:
+        began = time.perf_counter()
+        for _ in range(args.steps):
+            step(name)
+        return (time.perf_counter() - began) / args.steps
+
+    found = measuring.in_turn({name: lambda n=name: seconds(n) for name in networks}, args.rounds)
     ran, steps = count_blocks(networks["on"][0])
-    blocks = residual_blocks(networks["on"][0])
-    expected, measured = expected_blocks(networks["on"][0]), ran / steps
-    median = {name: statistics.median(found) for name, found in seconds.items()}
-    result = {
-        "model": args.model,
-        "blocks": blocks,
-        "expected_blocks": round(expected, 3),
-        "measured_blocks": round(measured, 3),
-        "layers": 2 + layers_a_block * blocks,
-        "expected_layers": round(2 + layers_a_block * expected, 2),
-        "measured_layers": round(2 + layers_a_block * measured, 2),
-        "seconds_off": round(median["off"], 4),
-        "seconds_on": round(median["on"], 4),
-        "ratio": round(median["on"] / median["off"], 3),
-    }
-    if args.json:
-        print(json.dumps(result, indent=2))
-        return
-    print(
-        f"{args.model}, batches of {BATCH}, medians of {args.rounds} rounds of {args.steps} steps, in turn\n"
-    )
-    print(f"{'':24}{'off':>9}{'on':>9}{'ratio':>8}   Sun's table 2")
-    rows = (
-        ("blocks, expected", blocks, expected, REPORTED["blocks"]),
-        ("blocks, counted", blocks, measured, REPORTED["blocks"]),
-        ("layers, counted", result["layers"], result["measured_layers"], REPORTED["layers"]),
-        ("seconds an iteration", median["off"], median["on"], REPORTED["seconds"]),
-    )
-    for name, off, on, (their_off, their_on) in rows:
-        print(
-            f"{name:24}{off:9.4g}{on:9.4g}{on / off:8.2f}   "
-            f"{their_off} -> {their_on} ({their_on / their_off:.2f})"
-        )
+    blocks, expected = residual_blocks(networks["on"][0]), expected_blocks(networks["on"][0])
+    layers = [2 + layers_a_block * count for count in (ran / steps, blocks)]
+
+    def row(what: str, on: list[float], off: list[float], unit: str) -> measuring.Row:
+        return measuring.compare(f"{args.model}, stochastic depth: {what}", on, off, unit, "without")
+
+    rows = [
+        row("a step", found["on"], found["off"], "s"),
+        row("blocks, expected", [expected], [blocks], ""),
+        row("blocks, counted", [ran / steps], [blocks], ""),
+        row("layers, counted", layers[:1], layers[1:], ""),
+    ]
+    heading = f"batches of {BATCH}, {args.steps} steps a round"
+    measuring.report(rows, heading, as_json=args.json)
+    if not args.json:
+        told = (f"{what} {off} -> {on} ({on / off:.2f})" for what, (off, on) in REPORTED.items())
+        print(f"Sun's table 2: {', '.join(told)}")
 
 
 if __name__ == "__main__":
-    main()
+    measuring.run(main)

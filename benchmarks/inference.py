@@ -10,27 +10,23 @@ the numbers are medians of `--rounds` rounds. Ratios are to eager PyTorch in flo
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import measuring
+
 EAGER = "eager fp32"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measuring.options(__doc__, rounds=5)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--compile", action="store_true", help="time torch.compile too; it takes minutes")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of one way in one round")
-    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
     import numpy as np
@@ -91,22 +87,25 @@ def main() -> None:
             ways |= {"compiled fp32": eager(compiled, "fp32"), "compiled bf16": eager(compiled, "bf16")}
         ways["onnx fp32"] = load_onnx(whole, threads=args.threads).logits
         ways["onnx int8"] = load_onnx(small, threads=args.threads).logits
-        speeds = images_per_second(ways, images, args.batch_sizes, rounds=args.rounds, seconds=args.seconds)
-    ratios = {
-        way: {size: speed / speeds[EAGER][size] for size, speed in sizes.items()}
-        for way, sizes in speeds.items()
-    }
-    if args.json:
-        report = {"network": name, "threads": args.threads, "images_per_second": speeds, "ratio": ratios}
-        print(json.dumps({**report, "megabytes": megabytes}, indent=2))
-        return
-    print(f"{name}, {args.threads} threads, medians of {args.rounds} rounds of {args.seconds:g} s, in turn\n")
-    print(f"{'':16}{'MB':>8}" + "".join(f"{f'batch {size}':>14}{'ratio':>7}" for size in args.batch_sizes))
-    for way in ways:
-        size_of = f"{megabytes[way]:8.2f}" if way in megabytes else " " * 8
-        numbers = "".join(f"{speeds[way][s]:>10,.0f} /s {ratios[way][s]:>7.2f}" for s in args.batch_sizes)
-        print(f"{way:16}{size_of}{numbers}")
+        rounds = [
+            images_per_second(ways, images, args.batch_sizes, rounds=1, seconds=args.seconds)
+            for _ in range(args.rounds)
+        ]
+    rows = [
+        measuring.compare(
+            f"inference, batch {size}: {way}",
+            *([one[side][size] for one in rounds] for side in (way, EAGER)),
+            "images/s",
+            EAGER,
+        )
+        for way in ways
+        for size in args.batch_sizes
+        if way != EAGER
+    ]
+    sizes = ", ".join(f"{way} {value:.1f} MB" for way, value in megabytes.items())
+    heading = f"{name}, {args.threads} threads, {args.seconds:g} s a round; {sizes}"
+    measuring.report(rows, heading, as_json=args.json)
 
 
 if __name__ == "__main__":
-    main()
+    measuring.run(main)

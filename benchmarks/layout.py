@@ -15,11 +15,10 @@ steps on one device, in turn, from bytes to update:
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+
+import measuring
 
 BATCH = 100
 SETTINGS = {
@@ -33,14 +32,10 @@ REPORTED = (2.74, 2.45)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = measuring.options(__doc__, rounds=3)
+    parser.add_argument("--steps", type=measuring.at_least(1), default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default="resnet34")
-    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
     import torch
@@ -111,22 +106,18 @@ def main() -> None:
     networks = {name: build(features) for name, features in SETTINGS.items()}
     for name, features in SETTINGS.items():
         steps(features, networks[name], 2)
-    found: dict[str, list[float]] = {name: [] for name in SETTINGS}
-    for _ in range(args.rounds):
-        for name, features in SETTINGS.items():
-            found[name].append(steps(features, networks[name], args.steps))
-    seconds = {name: round(statistics.median(values), 4) for name, values in found.items()}
-    ratios = {name: round(value / seconds["before"], 3) for name, value in seconds.items()}
-    if args.json:
-        print(json.dumps({"model": args.model, "seconds": seconds, "ratio": ratios}, indent=2))
-        return
-    print(
-        f"{args.model}, batches of {BATCH}, medians of {args.rounds} rounds of {args.steps} steps, in turn\n"
+    found = measuring.in_turn(
+        {name: lambda n=name: steps(SETTINGS[n], networks[n], args.steps) for name in SETTINGS}, args.rounds
     )
-    for name, value in seconds.items():
-        print(f"{name:12}{value:9.4f} s{ratios[name]:8.3f} of before")
-    print(f"\nSun's table 1: {REPORTED[0]} -> {REPORTED[1]} s ({REPORTED[1] / REPORTED[0]:.3f})")
+    before = found.pop("before")
+    rows = [
+        measuring.compare(f"{args.model} step, {name}", values, before, "s", "none of the three")
+        for name, values in found.items()
+    ]
+    measuring.report(rows, f"batches of {BATCH}, {args.steps} steps a round", as_json=args.json)
+    if not args.json:
+        print(f"Sun's table 1, all three: {REPORTED[0]} -> {REPORTED[1]} s ({REPORTED[1] / REPORTED[0]:.2f})")
 
 
 if __name__ == "__main__":
-    main()
+    measuring.run(main)

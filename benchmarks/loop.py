@@ -3,8 +3,8 @@
 Four child processes are taken in turn, `--rounds` times, each on the same images and the same ResNet-18
 (7x7/2 stem, 64x64 pixels, batches of 128):
 
-    bare          forward, backward and update on one fixed batch, bf16, nothing else: the ceiling
     loop          tinlab's training loop: read, crop, flip, normalise, step, measure, write the curves
+    bare          forward, backward and update on one fixed batch, bf16, nothing else: the ceiling
     peer          benchmarks/peer.py as it stands
     peer --best   benchmarks/peer.py with bf16 and channels-last
 
@@ -15,17 +15,14 @@ DATA is a data set; by default as `tinlab train` finds it, and otherwise a rende
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import measuring
 
 if TYPE_CHECKING:
     from tinlab.recipe import Recipe
@@ -36,73 +33,37 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measuring.options(__doc__, rounds=3)
     parser.add_argument("--data", help="a data set: official zip or folder, or class folders")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--child", choices=("bare", "loop"), help=argparse.SUPPRESS)
-    parser.add_argument("--pack", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=measuring.at_least(1), default=30)
+    parser.add_argument("--child", choices=("bare", "loop"), help=measuring.argparse.SUPPRESS)
+    parser.add_argument("--pack", type=Path, help=measuring.argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         measure = bare if args.child == "bare" else loop
         print(json.dumps({"images_per_second": measure(args.steps, args.pack)}))
         return
 
-    from tinlab.data.packing import pack
-
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        prefix="tinlab-bench-", dir=memory if os.access(memory, os.W_OK) else None
-    ) as name:
-        folder = Path(name)
-        source, images = data(args.data, folder)
-        pack(source, folder / "pack")
-        steps = ["--steps", str(args.steps)]
-        own = [sys.executable, str(HERE / "loop.py"), *steps, "--pack", str(folder / "pack"), "--child"]
-        peer = [sys.executable, str(HERE / "peer.py"), str(images), *steps, "--warmup", str(WARMUP)]
-        commands = {
-            "bare": [*own, "bare"],
+    with measuring.scratch() as folder:
+        forms = measuring.forms_of(args.data, folder)
+        own = [HERE / "loop.py", "--steps", args.steps, "--pack", forms.pack, "--child"]
+        peer = [HERE / "peer.py", forms.train, "--steps", args.steps, "--warmup", WARMUP]
+        commands: dict[str, list[object]] = {
             "loop": [*own, "loop"],
-            "peer": peer,
-            "peer --best": [*peer, "--best"],
+            "its bare step on one fixed batch": [*own, "bare"],
+            "a plain PyTorch script": peer,
+            "a plain PyTorch script in bf16, channels-last": [*peer, "--best"],
         }
-        speeds: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(args.rounds):
-            for name, command in commands.items():
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
-                speeds[name].append(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    ratios = {f"loop / {name}": medians["loop"] / medians[name] for name in medians if name != "loop"}
-    report = {"data": str(source), "cpus": os.cpu_count(), "images_per_second": speeds, "ratios": ratios}
-    if args.json:
-        print(json.dumps(report, indent=2))
-        return
-    print(f"{source}, {os.cpu_count()} CPUs, {args.steps} steps of {BATCH}; images/s")
-    for name, values in speeds.items():
-        print(f"{name:12}" + "".join(f"{value:7.0f}" for value in values) + f"   median {medians[name]:.0f}")
-    print("; ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
-
-
-def data(stated: str | None, folder: Path) -> tuple[Path, Path]:
-    """The data set, and its training images as class folders for the peer."""
-    from tinlab.data.places import find_source
-
-    source = find_source(stated)
-    if source is None or (source / "pack.json").is_file():
-        from tinlab.data.shapes import render
-
-        source = render(folder / "rendered")
-    if source.is_dir():
-        return source, source / "train" if (source / "train").is_dir() else source
-    with zipfile.ZipFile(source) as archive:
-        names = [n for n in archive.namelist() if "/train/" in n and n.endswith(".JPEG")]
-        archive.extractall(folder / "images", names)
-    return source, next((folder / "images").glob("*/train"))
+        speeds = measuring.in_turn(
+            {name: lambda c=c: measuring.child(*c)["images_per_second"] for name, c in commands.items()},
+            args.rounds,
+        )
+    ours = speeds.pop("loop")
+    rows = [
+        measuring.compare("train ResNet-18", ours, found, "images/s", name) for name, found in speeds.items()
+    ]
+    heading = f"{forms.described}, {os.cpu_count()} CPUs, {args.steps} steps of {BATCH}"
+    measuring.report(rows, heading, as_json=args.json)
 
 
 def recipe(steps: int) -> Recipe:
@@ -171,4 +132,4 @@ def loop(steps: int, pack: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    measuring.run(main)

@@ -4,26 +4,25 @@ Both are whole child processes that read from memory and write to memory (a tmpf
 in turn after one unmeasured run each, so that neither has the quieter half of the machine. The zip is
 `--data`, or $TINLAB_DATA (a zip, or a folder that holds one), or else one that is rendered here.
 
-    python benchmarks/pack.py [--data ZIP] [--runs 5] [--json]
+    python benchmarks/pack.py [--data ZIP] [--rounds 5] [--json]
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from pathlib import Path
 
+import measuring
 import numpy as np
 from PIL import Image
+
+from tinlab.data.pack import Pack
 
 SOURCES = Path(__file__).resolve().parent.parent / "src"
 PACK = "import sys; from tinlab.data.packing import pack; pack(sys.argv[1], sys.argv[2])"
@@ -31,30 +30,22 @@ STAND_IN_CLASSES, STAND_IN_IMAGES = 50, 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measuring.options(__doc__, rounds=5)
     parser.add_argument("--data", type=Path, help="the zip to unpack and to pack")
-    parser.add_argument("--runs", type=int, default=5, help="measured runs of each (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
-    if shutil.which("unzip") is None:
-        sys.exit("benchmarks/pack.py compares with unzip, which is not installed; install it and run again")
-    memory = Path("/dev/shm")
-    in_memory = memory.is_dir() and os.access(memory, os.W_OK)
-    with tempfile.TemporaryDirectory(prefix="tinlab-bench-", dir=memory if in_memory else None) as name:
-        folder = Path(name)
+    unzip = measuring.unzip()
+    with measuring.scratch() as folder:
         archive = folder / "data.zip"
         found = args.data or data_from_environment()
         if found is None:
             described = render(archive)
-        else:
-            described = str(found)
+        elif zipfile.is_zipfile(found):
+            described = found.name
             shutil.copyfile(found, archive)
-        result = measure(folder, archive, args.runs)
-    where = "in memory (/dev/shm)" if in_memory else f"in {tempfile.gettempdir()}, which may be a disk"
-    report = {"zip": described, "where": where, "runs": args.runs, **result}
-    print(json.dumps(report, indent=2) if args.json else table(report))
+        else:
+            sys.exit(f"{found} is no zip, and unzip takes nothing else")
+        rows = measure(folder, archive, args.rounds, unzip)
+    measuring.report(rows, f"{described}, in {folder.parent}, {os.cpu_count()} CPUs", as_json=args.json)
 
 
 def data_from_environment() -> Path | None:
@@ -94,34 +85,33 @@ def render(archive: Path) -> str:
     return f"a rendered stand-in: {count:,} JPEGs of noise over gradients, 64x64, {size:.0f} MB"
 
 
-def measure(folder: Path, archive: Path, runs: int) -> dict[str, object]:
-    """Wall seconds, CPU seconds and peak MiB of both, `runs` times each, in turn."""
+def measure(folder: Path, archive: Path, rounds: int, unzip: str) -> list[measuring.Row]:
+    """Wall seconds, CPU seconds, peak memory, and images/s, of both in turn."""
     output = folder / "out"
     commands = {
-        "unzip": ["unzip", "-q", str(archive), "-d", str(output)],
+        "unzip": [unzip, "-q", str(archive), "-d", str(output)],
         "tinlab": [sys.executable, "-c", PACK, str(archive), str(output)],
     }
-    rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
-    for number in range(runs + 1):
-        for name, command in commands.items():
-            row = timed(command)
-            if number:  # the first of each only warms up
-                rows[name].append(row)
-            shutil.rmtree(output)
-    result: dict[str, object] = {}
-    for name, found in rows.items():
-        wall, cpu, peak = zip(*found, strict=True)
-        result[name] = {
-            "wall_seconds": [round(value, 3) for value in wall],
-            "cpu_seconds": [round(value, 3) for value in cpu],
-            "wall_median_seconds": round(statistics.median(wall), 3),
-            "cpu_median_seconds": round(statistics.median(cpu), 3),
-            "peak_mib": round(max(peak), 1),
-        }
-    for kind, column in (("wall", 0), ("cpu", 1)):
-        medians = {name: statistics.median(row[column] for row in found) for name, found in rows.items()}
-        result[f"{kind}_ratio"] = round(medians["tinlab"] / medians["unzip"], 3)
-    return result
+    images = 0
+
+    def run(name: str) -> tuple[float, float, float]:
+        nonlocal images
+        taken = timed(commands[name])
+        if name == "tinlab":
+            images = sum(split.count for split in Pack.open(output).info.splits.values())
+        shutil.rmtree(output)
+        return taken
+
+    for name in commands:
+        run(name)  # the first of each only warms up
+    found = measuring.in_turn({name: lambda n=name: run(n) for name in commands}, rounds)
+    ours, theirs = ([list(values) for values in zip(*found[s], strict=True)] for s in ("tinlab", "unzip"))
+    rows = [
+        measuring.compare(f"pack {images:,} images: {what}", ours[n], theirs[n], unit, "unzip -q")
+        for n, (what, unit) in enumerate((("time", "s"), ("CPU time", "s"), ("memory", "MiB")))
+    ]
+    speeds = ([images / seconds for seconds in side[0]] for side in (ours, theirs))
+    return [*rows, measuring.compare("pack: speed", *speeds, "images/s", "unzip -q")]
 
 
 def timed(command: list[str]) -> tuple[float, float, float]:
@@ -138,21 +128,5 @@ def timed(command: list[str]) -> tuple[float, float, float]:
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / per_mib
 
 
-def table(report: dict[str, object]) -> str:
-    lines = [
-        f"{report['zip']}",
-        f"{report['where']}, {report['runs']} runs of each in turn, {os.cpu_count()} CPUs",
-    ]
-    for name in ("unzip", "tinlab"):
-        row = report[name]
-        assert isinstance(row, dict)
-        for kind in ("wall", "cpu"):
-            runs = " ".join(f"{value:6.2f}" for value in row[f"{kind}_seconds"])
-            lines.append(f"{name:<7} {kind:<4} {runs}   median {row[f'{kind}_median_seconds']:6.2f} s")
-        lines.append(f"{name:<7} peak {row['peak_mib']:6.0f} MiB")
-    lines.append(f"tinlab / unzip: wall {report['wall_ratio']:.2f}, CPU {report['cpu_ratio']:.2f}")
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
-    main()
+    measuring.run(main)

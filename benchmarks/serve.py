@@ -4,7 +4,9 @@ Two servers of one run are started on 127.0.0.1 and taken in turn, `--rounds` ti
 that batches, and one whose forward passes take one image (max_batch=1). `--clients` threads post one image of
 val at a time, over connections that stay open, each as soon as its last answer is there.
 
-    python benchmarks/serve.py RUN [--data DATA] [--clients 32] [--seconds 10] [--rounds 2] [--max-batch 32]
+    python benchmarks/serve.py [RUN] [--data DATA] [--clients 32] [--seconds 10] [--rounds 2] [--max-batch 32]
+
+Without RUN, the network of `fast_cpu` is taken as one training step on DATA leaves it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import io
 import itertools
 import json
 import math
-import statistics
 import subprocess
 import sys
 import threading
@@ -23,57 +24,73 @@ import time
 from pathlib import Path
 from typing import Any
 
+import measuring
+from PIL import Image
+
+from tinlab.data.pack import Pack
+from tinlab.data.places import open_data
+from tinlab.runs import open_run
+
+SIDES = ("batched", "one by one")
 MAX_REQUESTS = 50_000
 """Of one round, however long it is."""
 IMAGES = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser = measuring.options(__doc__, rounds=2)
+    parser.add_argument("run", type=Path, nargs="?", help="a run folder")
     parser.add_argument("--data", help="a pack or data set; by default the run's own pack")
-    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--clients", type=measuring.at_least(1), default=32)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--max-batch", type=int, default=32)
+    parser.add_argument("--max-batch", type=measuring.at_least(1), default=32)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    with measuring.scratch() as folder:
+        pack = None
+        if args.run is None:
+            pack = Pack.open(measuring.forms_of(args.data, folder).pack)
+        elif args.data:
+            pack = open_data(args.data)
+        run = args.run or one_step(pack, folder)
+        found = measure(run, requests(pack or Pack.open(open_run(run).pack)), args)
+    without = f"passes of one image, {args.clients} clients"
+    rows = [
+        measuring.compare(f"serve: {what}", *(found[side][what] for side in SIDES), unit, without)
+        for what, unit in (("requests", "/s"), ("latency, median", "ms"), ("latency, 99th percentile", "ms"))
+    ]
+    heading = f"{args.clients} clients, {args.seconds:g} s a round, batches of up to {args.max_batch}"
+    measuring.report(rows, heading, as_json=args.json)
 
-    bodies = requests(args.run, args.data)
+
+def measure(run: Path, bodies: list[bytes], args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Side -> measure -> a value a round."""
     own = ["--device", args.device, "--max-queue", str(max(512, args.clients))]
-    found: dict[str, dict[str, list[float]]] = {}
-    servers = {
-        "batched": Server(args.run, *own, "--max-batch", str(args.max_batch)),
-        "one by one": Server(args.run, *own, "--max-batch", "1"),
-    }
+    found: dict[str, dict[str, list[float]]] = {side: {} for side in SIDES}
+    servers: dict[str, Server] = {}
     try:
+        for side, size in zip(SIDES, (args.max_batch, 1), strict=True):
+            servers[side] = Server(run, *own, "--max-batch", str(size))
         for server in servers.values():
             load(server.port, bodies, args.clients, min(2.0, args.seconds))  # warm
         for _ in range(args.rounds):
-            for name, server in servers.items():
-                measured = load(server.port, bodies, args.clients, args.seconds)
-                for what, value in measured.items():
-                    found.setdefault(name, {}).setdefault(what, []).append(value)
+            for side, server in servers.items():
+                for what, value in load(server.port, bodies, args.clients, args.seconds).items():
+                    found[side].setdefault(what, []).append(value)
     finally:
         for server in servers.values():
             server.stop()
+    return found
 
-    medians = {
-        name: {what: statistics.median(values) for what, values in rounds.items()}
-        for name, rounds in found.items()
-    }
-    with_, without = medians["batched"], medians["one by one"]
-    ratios = {what: with_[what] / without[what] for what in with_}
-    if args.json:
-        print(json.dumps({"clients": args.clients, **medians, "batched / one by one": ratios}, indent=2))
-        return
-    print(f"{args.clients} clients, {args.rounds} x {args.seconds:g} s each, medians")
-    for name, row in (*medians.items(), ("batched / one by one", ratios)):
-        shown = "  ".join(f"{what} {value:9.2f}" for what, value in row.items())
-        print(f"  {name:<22}{shown}")
+
+def one_step(pack: Pack, folder: Path) -> Path:
+    """A run of one step of `fast_cpu`."""
+    from tinlab import recipes
+    from tinlab.recipe import changed
+    from tinlab.training import loop
+
+    recipe = changed(recipes.find("fast_cpu"), ["schedule.epochs=null", "schedule.steps=1"])
+    return loop.train(recipe, pack, folder / "runs", device="cpu", final_split="tune").path
 
 
 class Server:
@@ -96,15 +113,8 @@ class Server:
         self.process.wait(30)
 
 
-def requests(run: Path, data: str | None) -> list[bytes]:
+def requests(pack: Pack) -> list[bytes]:
     """Bodies of requests, each with one image of val as a JPEG file."""
-    from PIL import Image
-
-    from tinlab.data.pack import Pack
-    from tinlab.data.places import open_data
-    from tinlab.runs import open_run
-
-    pack = open_data(data) if data else Pack.open(open_run(run).pack)
     bodies = []
     for pixels in pack.split("val").images[:IMAGES]:
         file = io.BytesIO()
@@ -144,11 +154,11 @@ def load(port: int, bodies: list[bytes], clients: int, seconds: float) -> dict[s
         sys.exit(f"a request failed: {failures[0]}")
     ordered = sorted(1000 * latency for latency in latencies)
     return {
-        "requests/s": len(ordered) / (time.monotonic() - began),
-        "p50 ms": ordered[len(ordered) // 2],
-        "p99 ms": ordered[math.ceil(0.99 * len(ordered)) - 1],
+        "requests": len(ordered) / (time.monotonic() - began),
+        "latency, median": ordered[len(ordered) // 2],
+        "latency, 99th percentile": ordered[math.ceil(0.99 * len(ordered)) - 1],
     }
 
 
 if __name__ == "__main__":
-    main()
+    measuring.run(main)

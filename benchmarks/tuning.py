@@ -10,40 +10,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
 import time
+
+import measuring
 
 WARMUP, BATCH = 3, 128
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
+    parser = measuring.options(__doc__, rounds=3)
+    parser.add_argument("--steps", type=measuring.at_least(1), default=20)
     parser.add_argument("--child", choices=("tuned", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(child(args.child == "tuned", args.steps))
+        print(json.dumps({"images_per_second": child(args.child == "tuned", args.steps)}))
         return
-    speeds: dict[str, list[float]] = {"plain": [], "tuned": []}
-    for _ in range(args.rounds):
-        for kind, found in speeds.items():
-            command = [sys.executable, __file__, "--child", kind, "--steps", str(args.steps)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found.append(float(done.stdout))
-    ratio = statistics.median(speeds["tuned"]) / statistics.median(speeds["plain"])
-    if args.json:
-        report = {"cpus": os.cpu_count(), "images_per_second": speeds, "tuned / plain": ratio}
-        print(json.dumps(report, indent=2))
-        return
-    for kind, values in speeds.items():
-        print(f"{kind}: images/s " + " ".join(f"{value:.0f}" for value in values))
-    print(f"tuned / plain {ratio:.2f}")
+    own = [__file__, "--steps", args.steps, "--child"]
+    speeds = measuring.in_turn(
+        {name: lambda n=name: measuring.child(*own, n)["images_per_second"] for name in ("plain", "tuned")},
+        args.rounds,
+    )
+    row = measuring.compare(
+        "step with tinlab.tuning", speeds["tuned"], speeds["plain"], "images/s", "the same step without"
+    )
+    heading = f"ResNet-18 of width 48, {os.cpu_count()} CPUs, {args.steps} steps of {BATCH} at 48x48"
+    measuring.report([row], heading, as_json=args.json)
 
 
 def child(tuned: bool, steps: int) -> float:
@@ -75,4 +66,4 @@ def child(tuned: bool, steps: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    measuring.run(main)

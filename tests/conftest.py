@@ -23,6 +23,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "tiny-imagenet-200"
 NAME = "tiny-imagenet-200.zip"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda: needs a CUDA device, and is skipped without one")
+
+
 @pytest.fixture(scope="session")
 def real_zip() -> Path:
     """The real Tiny ImageNet as a zip: from $TINLAB_DATA, or built once from ../shared; else skips."""

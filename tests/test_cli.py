@@ -206,6 +206,7 @@ BAD = {
         ["train", "demo", "--data", "PACK", "--set", "model.weights=none.pth"],
         "there is no none.pth",
     ),
+    "no time": (["train", "demo", "--data", "PACK", "--stop-after", "0"], "--stop-after is in minutes"),
     "neither recipe nor run": (["train"], "--resume"),
     "recipe and run": (["train", "demo", "--resume", "RUN"], "--resume"),
     "set and resume": (["train", "--resume", "RUN", "--set", "model.width=3"], "--set"),
@@ -228,7 +229,10 @@ BAD = {
     "add rendered results": (["results", "add", "RUN", "--file", "OUT"], "rendered"),
     "unknown option": (["train", "demo", "--dta", "x"], "--data"),
     "unknown command": (["trian"], "train"),
-    "seed is no number": (["train", "demo", "--seed", "x"], "seed"),
+    "seed is no number": (["train", "demo", "--seed", "x"], "'--seed'"),
+    "no such port": (["serve", "RUN", "--port", "99999"], "'--port'"),
+    "no run to serve": (["serve"], "tinlab serve --help'"),
+    "no value": (["train", "demo", "--seed"], "'--seed'"),
 }
 
 
@@ -246,8 +250,9 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(case, run, shapes_pack, sha
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert expected in done.stderr.replace("\n", " ")
-    if done.stderr.startswith("tinlab: "):
-        assert len(done.stderr.strip().splitlines()) == 1
+    lines = done.stderr.strip().splitlines()
+    assert [line for line in lines if line.startswith("tinlab: ")] == lines[-1:]  # after progress, if any
+    assert "Usage: " not in done.stderr
     assert done.stdout == ""
     assert text.read_text() == "hello"
     assert (full / "precious").read_text() == "keep"

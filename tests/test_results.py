@@ -1,11 +1,13 @@
 import csv
+import threading
 
 import pytest
 
 from tinlab.errors import TinlabError
-from tinlab.files import read_json, write_json
+from tinlab.files import only_one, read_json, write_json
 from tinlab.recipes import shortened
 from tinlab.results import ADDED, COLUMNS, mean_top1_percent, read_results, record, results_file
+from tinlab.runs import commit
 from tinlab.training import loop
 
 
@@ -42,8 +44,15 @@ def test_a_shortened_recipes_row_says_so_and_has_a_curve_of_its_own(tiny_recipe,
     environment["pack"]["source_kind"] = "class_folders"
     write_json(run.path / "environment.json", environment)
     row = record(run.path, tmp_path / "results" / "r.csv")
-    assert row["budget"] == "3 of 12 steps"
+    assert row["budget"] == f"{run.result['epochs']:.3g} of {4 * run.result['epochs']:.3g} epochs"
     assert (tmp_path / "results" / "curves" / "tiny-budget-0.25-s0.csv").is_file()
+
+
+def test_a_tree_without_its_history_can_be_told_its_commit(monkeypatch):
+    monkeypatch.setenv("TINLAB_COMMIT", "0123456789ab")
+    assert commit() == "0123456789ab"
+    monkeypatch.delenv("TINLAB_COMMIT")
+    assert commit() != "0123456789ab"
 
 
 def test_a_run_is_recorded_once(run, tmp_path):
@@ -51,6 +60,18 @@ def test_a_run_is_recorded_once(run, tmp_path):
     with pytest.raises(TinlabError, match="already"):
         record(run.path, tmp_path / "r.csv")
     assert len(read_results(tmp_path / "r.csv")) == 1
+
+
+def test_who_adds_rows_at_the_same_time_waits(run, tmp_path):
+    path = tmp_path / "r.csv"
+    other = threading.Thread(target=record, args=(run.path, path))
+    with only_one(tmp_path):
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+        assert not path.exists()
+    other.join(20)
+    assert len(read_results(path)) == 1
 
 
 def test_rendered_images_and_unfinished_runs_are_refused(run, shapes_pack, tiny_recipe, tmp_path):

@@ -1,8 +1,8 @@
 """Where a trial writes what it tried: a row of results/trials.csv for each promise, the newest alone.
 
-A trial is a long run of something that the tests run briefly: the same functions, with more cases. Every file
-of this folder but this one is a trial with a command line of its own. docs/reliability.md is written from the
-rows by page.py.
+A trial is a long run of something that the tests run briefly: the same functions, with more cases. Each
+file of this folder with PROMISES is a trial with a command line of its own; page.py writes the page
+docs/reliability.md from the promises and the rows.
 """
 
 from __future__ import annotations

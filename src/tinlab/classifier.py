@@ -67,12 +67,23 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
     Raises TinlabError where there is no run, or no checkpoint yet.
     """
     opened = runs.open_run(run)
-    last = checkpoint.latest(opened.path)
-    if last is None:
-        raise TinlabError(
-            f"{opened.path} has no checkpoint yet; go on with: tinlab train --resume {opened.path}"
-        )
     chosen = resolve_device(device)
+    while True:
+        last = checkpoint.latest(opened.path)
+        if last is None:
+            raise TinlabError(
+                f"{opened.path} has no checkpoint yet; go on with: tinlab train --resume {opened.path}"
+            )
+        try:
+            return _at(opened, last, chosen)
+        except TinlabError:
+            if checkpoint.latest(opened.path) == last:
+                raise
+            # A training that goes on has saved a newer one meanwhile, and removed this one.
+
+
+def _at(opened: Run, last: Path, chosen: torch.device) -> Classifier:
+    """The classifier of run `opened` at its checkpoint `last`."""
     compute = opened.recipe.compute
     size = opened.preprocessing.image_size
     state = checkpoint.read_state(last)

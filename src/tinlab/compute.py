@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinlab.errors import TinlabError
 from tinlab.recipe import Compute
@@ -27,6 +28,30 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise TinlabError(f"--device {name} cannot be used here ({reason}); try --device cpu") from error
     return device
+
+
+def wait_for(device: torch.device) -> None:
+    """Until `device` has done all that it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def choose_kernels(device: torch.device) -> None:
+    """Let cuDNN try its kernels for each shape that it meets and keep the fastest: shapes are few here, and
+    come again in every step."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
+def compiled(network: Callable[[Tensor], Tensor], compute: Compute) -> Callable[[Tensor], Tensor]:
+    """`network` through torch.compile, where the recipe asks for it.
+
+    A kernel of its own for every size of images: one for all of them would be slower, and there are few.
+    """
+    if not compute.compile:
+        return network
+    mode = "reduce-overhead" if compute.cuda_graphs else None
+    return torch.compile(network, dynamic=False, mode=mode)
 
 
 def place(model: nn.Module, compute: Compute, device: torch.device) -> nn.Module:

@@ -9,13 +9,15 @@ saved: running statistics are linear in what they have seen, so that averaging t
 from __future__ import annotations
 
 import os
+import socket
 import time
 import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -209,13 +211,27 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def begun_by_this_launch(started_at: str) -> bool:
-    """Whether a run that began at `started_at` (ISO 8601) did so under the torchrun that this process is a
-    child of."""
-    launcher = psutil.Process().parent()
-    return launcher is not None and datetime.fromisoformat(started_at).timestamp() >= int(
-        launcher.create_time()
-    )
+def launch() -> str | None:
+    """A name for the torchrun that this process is a child of, which no other one has; None without one.
+
+    It is made of the number of the process and of when that began, counted from the machine's start: no jump
+    of the clock changes it.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    parent = os.getppid()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # Field 22; the program's name, field 2, is in brackets and may hold blanks.
+        began = Path(f"/proc/{parent}/stat").read_text(encoding="ascii", errors="replace")
+        return f"{boot}/{parent}/{began.rpartition(')')[2].split()[19]}"
+    except OSError:  # not Linux
+        return f"{socket.gethostname()}/{parent}/{psutil.Process(parent).create_time():.2f}"
+
+
+def first_here() -> bool:
+    """Whether this is the first of the ranks on its machine, or a process that was started by itself."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def lost(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from tinlab import runs
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.metrics import measure
-from tinlab.files import read_text, write_text
+from tinlab.files import only_one, read_text, write_text
 from tinlab.recipes import budget_of
 
 COLUMNS = (
@@ -55,13 +55,34 @@ def read_results(path: Path) -> list[dict[str, str]]:
     return [{name: row.get(name) or "" for name in COLUMNS} for row in found]
 
 
+class AlreadyRecorded(TinlabError):
+    """A run has its row already."""
+
+
 def record(run: str | Path, path: Path) -> dict[str, Any]:
     """Add the finished run in folder `run` as a row of `path`, write its curve into curves/ beside it, and
-    return the row.
+    return the row. Other processes that add rows at the same time wait for each other.
 
-    The same run is not added twice. Raises TinlabError where the run is not finished, or its results were
-    made on rendered images, which say nothing about real ones.
+    Raises AlreadyRecorded where it was added before, and TinlabError where the run is not finished, or its
+    results were made on rendered images, which say nothing about real ones.
     """
+    opened = runs.open_run(run)
+    row = row_of(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with only_one(path.parent):  # another process may add a row at the same time
+        rows: list[dict[str, Any]] = list(read_results(path))
+        if any(all(str(row[n]) == old[n] for n in ("recipe_digest", "seed", "finished_at")) for old in rows):
+            raise AlreadyRecorded(f"{path} has a row for {run} already")
+        # The row comes last, so that none is there without its curve.
+        write_table(
+            path.parent / "curves" / f"{row['recipe']}-s{row['seed']}.csv", CURVE_COLUMNS, opened.metrics()
+        )
+        write_table(path, COLUMNS, [*rows, row])
+    return row
+
+
+def row_of(run: str | Path) -> dict[str, Any]:
+    """The row of COLUMNS for the finished run in folder `run`. Raises TinlabError as `record` does."""
     opened = runs.open_run(run)
     result, environment = opened.result, opened.environment
     if result is None:
@@ -94,20 +115,18 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
         **about,
         "source_kind": kind,
         "content_digest": digest,
-        "budget": budget_of(opened.recipe),
+        "budget": budget_of(opened.recipe, _epochs(opened)),
         "classes": len(opened.classes),
     }
     if lacking := [name for name in COLUMNS if name not in row]:
         raise TinlabError(f"{run}: result.json lacks {lacking[0]}; remove it and resume the run")
-    row = {name: row[name] for name in COLUMNS}
-    rows: list[dict[str, Any]] = list(read_results(path))
-    if any(all(str(row[n]) == old[n] for n in ("recipe_digest", "seed", "finished_at")) for old in rows):
-        raise TinlabError(f"{path} has a row for {run} already")
-    _write_csv(path, COLUMNS, [*rows, row])
-    _write_csv(
-        path.parent / "curves" / f"{row['recipe']}-s{row['seed']}.csv", CURVE_COLUMNS, opened.metrics()
-    )
-    return row
+    return {name: row[name] for name in COLUMNS}
+
+
+def _epochs(run: runs.Run) -> float | None:
+    """Passes that all stages of a finished run took; None where its stages have different images."""
+    assert run.result is not None
+    return run.result["epochs"] if len(run.recipe.phases) == 1 else None
 
 
 def train_top1_percent(metrics: list[dict[str, Any]]) -> float:
@@ -129,7 +148,8 @@ def train_top1_percent(metrics: list[dict[str, Any]]) -> float:
     return sum(value * count for value, count in last) / images
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+def write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """Write `rows` as a CSV file with the given columns, making its folder."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()

@@ -14,6 +14,8 @@ report.html          the page
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import platform
@@ -30,8 +32,9 @@ from typing import Any
 
 from tinlab import __version__
 from tinlab.data.pack import LARGEST_SIZE, ClassInfo, Pack, triple
+from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.errors import TinlabError
-from tinlab.files import is_file, read_json, write_json, write_text
+from tinlab.files import flush_folder, is_file, read_json, refused, write_json, write_text
 from tinlab.recipe import Recipe, read_recipe
 
 
@@ -57,6 +60,8 @@ class Run:
     preprocessing: Preprocessing
     classes: tuple[ClassInfo, ...]
     started_at: str
+    launch: str | None = None
+    """The torchrun that began it; None without one."""
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -73,35 +78,56 @@ class Run:
         return read_metrics(self.path / "metrics.jsonl")
 
 
-def create(out: Path, recipe: Recipe, seed: int, pack: Pack, preprocessing: Preprocessing) -> Run:
-    """Make a new run folder inside `out`, named after the recipe, the seed and the time (UTC)."""
+def create(
+    out: Path,
+    recipe: Recipe,
+    seed: int,
+    pack: Pack,
+    preprocessing: Preprocessing,
+    *,
+    launch: str | None = None,
+) -> Run:
+    """Make a new run folder inside `out`, named after the recipe, the seed and the time (UTC).
+
+    It is made beside its place and renamed into it, so that a kill leaves no half run. `launch` names the
+    torchrun that began it.
+    """
     started = datetime.now(UTC)
-    stem = f"{recipe.name}-s{seed}-{started:%Y%m%d-%H%M%S}"
+    name = f"{recipe.name}-s{seed}"
+    about = {
+        "seed": seed,
+        "pack": str(pack.path.resolve()),
+        "pack_digest": pack.digest,
+        "preprocessing": asdict(preprocessing),
+        "started_at": started.isoformat(timespec="seconds"),
+        "launch": launch,
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, 1000):
-            path = out / (stem if attempt == 1 else f"{stem}-{attempt}")
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:
-                continue
+        remove_leftovers(out / name)
+        with scratch_folder(out / name) as folder:
+            write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
+            write_json(folder / "classes.json", [asdict(c) for c in pack.info.classes])
+            write_json(folder / "run.json", about)
+            path = _placed(folder, out / f"{name}-{started:%Y%m%d-%H%M%S}")
+        flush_folder(out)
     except OSError as error:
         raise TinlabError(f"no run folder can be made in {out}: {error.strerror}") from error
-    write_json(path / "recipe.json", recipe.model_dump(mode="json"))
-    write_json(path / "classes.json", [asdict(c) for c in pack.info.classes])
-    # run.json is written last: a folder without it is not a run yet.
-    write_json(
-        path / "run.json",
-        {
-            "seed": seed,
-            "pack": str(pack.path.resolve()),
-            "pack_digest": pack.digest,
-            "preprocessing": asdict(preprocessing),
-            "started_at": started.isoformat(timespec="seconds"),
-        },
-    )
     return open_run(path)
+
+
+def _placed(folder: Path, place: Path) -> Path:
+    """Rename `folder` to `place`, or to the first of `place`-2, `place`-3, … that is free; returns which."""
+    for attempt in itertools.count(1):
+        path = place if attempt == 1 else place.with_name(f"{place.name}-{attempt}")
+        try:
+            if not path.exists():  # a rename would take the place of an empty folder
+                folder.rename(path)
+                return path
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+    raise AssertionError  # the count has no end
 
 
 def open_run(path: str | Path) -> Run:
@@ -126,6 +152,7 @@ def open_run(path: str | Path) -> Run:
             ),
             classes=tuple(ClassInfo(str(c["id"]), str(c["words"])) for c in classes),
             started_at=str(about["started_at"]),
+            launch=about.get("launch"),
         )
     except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"run.json or classes.json lacks {error}" if isinstance(error, KeyError) else error
@@ -136,6 +163,8 @@ def list_runs(out: Path) -> list[Run]:
     """The runs directly inside folder `out`, oldest first; a damaged one is left out."""
     runs = []
     for path in sorted(out.glob("*/run.json")) if out.is_dir() else []:
+        if path.parent.name.startswith("."):
+            continue  # one that is being made
         try:
             run = open_run(path.parent)
             _ = run.result
@@ -147,14 +176,26 @@ def list_runs(out: Path) -> list[Run]:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process. The lock dies with the process, however that ends."""
+    """Hold the run folder for this process. The lock dies with the process, however that ends.
+
+    Raises TinlabError where another process has it, or it cannot be written to.
+    """
     import fcntl
 
-    with (run / "lock").open("a") as file:
+    try:
+        file = (run / "lock").open("a")
+    except OSError as error:
+        said = refused(error, run) or f"{run} cannot be written to ({error.strerror}); check its disk"
+        raise TinlabError(said) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise TinlabError(f"{run} is being trained by another process; wait for it or end it") from None
+        except OSError as error:
+            raise TinlabError(
+                f"{run} cannot be locked ({error.strerror}); put runs on a disk that has locks, with --out"
+            ) from error
         yield
 
 
@@ -268,14 +309,25 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.machine()
 
 
+WRITTEN = ("results", "RESULTS.md", "docs/what-helps.md", "docs/papers.md")
+"""What `tinlab results` and its like write into a checkout."""
+
+
 def commit() -> str | None:
-    """The commit of the source tree that runs, with a + where it has changes; None outside a checkout."""
+    """The commit of the source tree that runs, with a + where it has changes; None outside a checkout.
+
+    Results and the pages that are written from them are no change: rows are added while other runs go on.
+    $TINLAB_COMMIT says the commit of a tree that was brought somewhere without its history.
+    """
+    if stated := os.environ.get("TINLAB_COMMIT"):
+        return stated
     folder = Path(__file__).parent
     try:
         # A copy installed into somebody else's checkout is not that checkout's code.
         _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
         head = _git(folder, "rev-parse", "--short=12", "HEAD")
-        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", ":/")
+        outside = [f":(top,exclude){path}" for path in WRITTEN]
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", *outside)
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+" if changes else "")

@@ -48,3 +48,15 @@ def test_step_seeds_differ():
     seeds = {seed_for_step(seed, step) for seed in range(100) for step in range(100)}
     assert len(seeds) == 10_000
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("seed", "step", "expected"),
+    [
+        (0, 0, 4412414878254712906),
+        (1, 7, 762636380939148595),
+        (2**63 - 1, 2**40 + 3, 6717350118711483249),
+    ],
+)
+def test_step_seeds_are_what_they_were(seed, step, expected):
+    assert seed_for_step(seed, step) == expected

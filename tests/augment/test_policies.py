@@ -144,6 +144,7 @@ def _without(operation, kinds):
     return operation
 
 
+@pytest.mark.cuda
 def test_gpu_and_cpu_agree():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

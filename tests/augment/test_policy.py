@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from tinlab.augment.geometry import resample
 from tinlab.augment.policy import Policy
-from tinlab.recipe import Flip, RandomResizedCrop
+from tinlab.augment.strengths import Strengths
+from tinlab.errors import TinlabError
+from tinlab.recipe import Flip, RandomResizedCrop, parse_recipe
 
 MEAN, STD = torch.tensor([0.48, 0.45, 0.4]), torch.tensor([0.28, 0.27, 0.28])
 NOTHING, ONE = torch.zeros(3), torch.ones(3)
@@ -72,6 +74,44 @@ def test_flip_mirrors_about_half_of_the_images_and_others_the_next_time():
         assert 0.26 < flipped.float().mean() < 0.34
         passes.append(flipped)
     assert not torch.equal(*passes)
+
+
+def test_a_flip_that_alternates_shows_each_image_both_ways_in_two_passes():
+    x = images(1).expand(500, -1, -1, -1)
+    policy = Policy((Flip(alternate=True),), NOTHING, ONE / 255, seed=5)
+    mirrored = x[0].flip(1).permute(2, 0, 1).float()
+    passes = [
+        torch.tensor([torch.allclose(image, mirrored, atol=1e-2) for image in apply(policy, x, epoch=epoch)])
+        for epoch in (0, 1, 2, 7)
+    ]
+    assert 0.42 < passes[0].float().mean() < 0.58
+    assert torch.equal(passes[0], ~passes[1])
+    assert torch.equal(passes[0], passes[2])
+    assert torch.equal(passes[1], passes[3])
+    other = Policy((Flip(alternate=True),), NOTHING, ONE / 255, seed=6)
+    assert not torch.equal(apply(other, x), apply(policy, x))
+
+
+def test_a_flip_beside_one_that_alternates_is_drawn_as_ever():
+    samples = torch.arange(200)
+    alone = Strengths((RandomResizedCrop(), Flip(axis="up_down")), 3).draw(samples, samples)
+    beside = Strengths((RandomResizedCrop(), Flip(axis="up_down"), Flip(alternate=True)), 3)
+    drawn = beside.draw(samples, samples)
+    assert torch.equal(alone[1].active, drawn[1].active)
+    assert torch.equal(alone[0]["area"], drawn[0]["area"])
+
+
+@pytest.mark.parametrize(
+    ("augment", "said"),
+    [
+        ([{"kind": "flip", "alternate": True, "probability": 0.3}], "leave the probability"),
+        ([{"kind": "some_of", "operations": [{"kind": "flip", "alternate": True}]}], "by itself"),
+        ([{"kind": "fixed_copies", "operations": [{"kind": "flip", "alternate": True}]}], "by itself"),
+    ],
+)
+def test_a_flip_can_alternate_only_by_itself(augment, said):
+    with pytest.raises(TinlabError, match=said):
+        parse_recipe({"name": "x", "schedule": {"steps": 1}, "augment": augment}, "x")
 
 
 @settings(max_examples=30, deadline=None)

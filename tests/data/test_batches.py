@@ -44,6 +44,28 @@ def test_a_batch_depends_on_its_step_alone(shapes_pack):
             assert torch.equal(batch.epochs, jumped.epochs)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    count=st.integers(1, 50),
+    batch_size=st.integers(1, 70),
+    ranks=st.sampled_from([1, 2]),
+    first_epoch=st.integers(0, 3),
+)
+def test_on_the_device_the_stream_is_the_same(shapes_pack, count, batch_size, ranks, first_epoch):
+    split = shapes_pack.split("train")
+    rows, variants = np.arange(count)[::-1].copy(), np.arange(count) % 3
+    for rank in range(ranks):
+        options = {"shard": np.arange(batch_size)[rank::ranks], "first_epoch": first_epoch}
+        here, there = (
+            Batches(split, rows, batch_size, 5, CPU, variants, **options, resident=resident)
+            for resident in (False, True)
+        )
+        for step in (0, 1, 2, 9, 3):
+            one, other = here.at(step), there.at(step)
+            for name in ("images", "labels", "samples", "epochs", "variants"):
+                assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
 def test_seeds_and_passes_shuffle_differently(shapes_pack):
     split = shapes_pack.split("train")
     rows = np.arange(len(split))

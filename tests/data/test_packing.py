@@ -239,7 +239,7 @@ def test_a_helper_names_the_bad_image_and_the_damaged_member(tmp_path: Path, hel
     assert "199 more images are bad too" in message
     source = write_zip(tmp_path / "set.zip", files)
     with ZipArchive(source) as opened:
-        bodies = (opened._columns[:, 2] + 500).tolist()
+        bodies = (opened.columns(np.arange(len(opened.names)))[:, 2] + 500).tolist()
     data = bytearray(source.read_bytes())
     for at in bodies:
         data[at] ^= 255
@@ -306,7 +306,7 @@ def test_helpers_end_with_their_parent(tmp_path: Path) -> None:
 def test_a_damaged_zip_leaves_nothing(tmp_path: Path, archive: Path) -> None:
     data = bytearray(archive.read_bytes())
     with ZipArchive(archive) as opened:
-        middle = int(opened._columns[20, 2]) + 500
+        middle = int(opened.columns(np.array([20]))[0, 2]) + 500
     data[middle] ^= 255
     archive.write_bytes(data)
     assert "damaged" in refused(archive, tmp_path / "out")

@@ -1,14 +1,19 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from tinlab import cli, recipes
 from tinlab.errors import TinlabError
+from tinlab.files import write_json
 from tinlab.papers import reproduce as module
 from tinlab.papers.registry import Row, row
 from tinlab.papers.reproduce import How, reproduce, status
-from tinlab.study.attempt import Settings
+from tinlab.runs import open_run
+from tinlab.study import run as study_run
+from tinlab.study.attempt import Settings, write_row
+from tinlab.study.attempt import read_row as study_rows
 from tinlab.training import loop
 
 SMALL = ("model.width=4", "schedule.batch_size=4", "schedule.steps=3")
@@ -42,6 +47,40 @@ def test_seeds_are_run_one_after_another(how):
     more = How(how.settings, how.out, seeds=(0, 3), changes=SMALL)
     done = reproduce(row("ma_overfit"), more, say=lambda text: None)
     assert [json.loads((run / "run.json").read_text())["seed"] for run in done.runs] == [0, 3]
+
+
+def test_each_run_is_told_before_the_next_one_begins(how):
+    told: list[Path] = []
+
+    def stop(progress):
+        if told:
+            raise KeyboardInterrupt
+
+    more = How(how.settings, how.out, seeds=(0, 3), changes=SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(row("ma_overfit"), more, say=lambda text: None, watch=stop, finished=told.append)
+    assert [open_run(run).seed for run in told] == [0]
+    reproduce(row("ma_overfit"), more, say=lambda text: None, finished=told.append)
+    assert [open_run(run).seed for run in told] == [0, 0, 3]
+
+
+def test_each_run_of_a_study_is_told_as_it_ends(how, monkeypatch):
+    def run_locally(folder, todo, settings, *, jobs, stop, ended):
+        for trial in todo[:2]:
+            (folder / "runs" / trial.key).mkdir()
+            known = {"status": "finished", "run": f"runs/{trial.key}", "top1_percent": 1.0}
+            row = study_rows(folder, trial, settings.pack_digest).model_copy(update=known)
+            write_json(folder / "runs" / trial.key / "result.json", {})
+            ended(trial, write_row(folder, trial, row))
+        raise TinlabError("enough")
+
+    monkeypatch.setattr(study_run, "run_locally", run_locally)
+    told: list[Path] = []
+    for expected in (2, 6):
+        with pytest.raises(TinlabError, match="enough"):
+            reproduce(row("sun_variants"), how, say=lambda text: None, finished=told.append)
+        assert len(told) == expected  # the second time those of before come first
+    assert all(run.is_dir() for run in told)
 
 
 def test_a_budget_makes_another_run(how):
@@ -108,6 +147,7 @@ def test_a_row_says_what_its_runs_are(how):
 def test_a_row_that_was_measured_says_so(how):
     recipe = recipes.find("yu_vgg")
     line = {"recipe": "yu_vgg", "recipe_digest": recipe.digest, "split": "val", "seed": "0", "budget": ""}
+    line["finished_at"] = "2026"
     assert status(row("yu_vgg"), [line], False, how.out) == "measured, 1 seed"
     assert status(row("yu_vgg"), [], False, how.out) == "not yet run"
 
@@ -141,6 +181,10 @@ BAD = {
     "a budget of a list": (["reproduce", "--budget", "0.5"], "name a row"),
     "no data": (["reproduce", "sun_final", "--data", "nowhere"], "nowhere"),
     "no file": (["results", "--file", "nothing.csv"], "nothing.csv"),
+    "a file alone": (["reproduce", "sun_final", "--file", "x.csv"], "--add-results"),
+    "all of them added": (["reproduce", "--add-results"], "name a row"),
+    "a foreign file": (["reproduce", "sun_final", "--add-results", "--file", "foreign.csv"], "other columns"),
+    "a share of a transfer": (["transfer", "--budget", "2"], "--budget"),
     "no number": (["transfer", "--images", "few"], "few"),
     "no classes named": (["data", "subset", "out"], "--half"),
     "both named": (["data", "subset", "out", "--half", "A", "--class", "x"], "--half"),
@@ -151,6 +195,7 @@ BAD = {
 def test_bad_input_is_one_sentence(case, monkeypatch, capsys, tmp_path):
     words, expected = BAD[case]
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
     code, _, said = command(words, monkeypatch, capsys)
     assert code == 2
     assert expected in said

@@ -7,9 +7,12 @@ import pytest
 from tinlab import recipes, results
 from tinlab.errors import TinlabError
 from tinlab.papers import page
+from tinlab.papers.found import found_of
+from tinlab.papers.helps import what_helps_page
 from tinlab.papers.length import expected_minutes, images_per_second, images_seen, row_minutes, train_images
 from tinlab.papers.measures import measures_file, read_measures, record_measures, values_of
-from tinlab.papers.registry import PAPERS, every_row, recipe_called, row, rows_of, study_recipes
+from tinlab.papers.registry import CLASS_ERRORS, PAPERS, every_row, recipe_called, row, rows_of, study_recipes
+from tinlab.papers.sources import sources_page
 from tinlab.papers.write import write_pages
 from tinlab.recipe import Model
 from tinlab.study.studies import STUDIES
@@ -30,6 +33,7 @@ def line(name, seed=0, top1=50.0, budget=""):
         "top1_high_percent": str(top1 + 1),
         "train_top1_percent": "90.0",
         "train_minutes": "12.0",
+        "parameters": "1000",
         "hardware": "a machine",
         "commit": "abc",
         "torch": "9.9",
@@ -60,7 +64,7 @@ def test_the_projects_pages_are_what_the_command_writes(tmp_path):
         own = ROOT / place.relative_to(tmp_path)
         if place.suffix == ".md":
             assert own.read_text() == place.read_text(), "run: tinlab results"
-        assert own.stat().st_size < 40_000, own
+        assert place.suffix == ".md" or own.stat().st_size < 40_000, own
     drawn = {p.name for p in (ROOT / "results" / "figures").glob("*.png")}
     assert drawn == {p.name for p in tmp_path.rglob("*.png")}
 
@@ -68,7 +72,7 @@ def test_the_projects_pages_are_what_the_command_writes(tmp_path):
 def test_every_row_has_a_place_in_the_page(tmp_path):
     text = page.results_page(written(tmp_path, []))
     for one in every_row():
-        if one.id != "what_helps":
+        if not one.id.startswith("what_helps"):
             assert "not yet run" in " ".join(row_of(text, one.id))
     assert [one for one in PAPERS if f"## {one.title}" not in text] == []
 
@@ -85,11 +89,15 @@ def test_one_seed_shows_its_interval_and_more_their_spread(tmp_path):
 
 
 def test_a_fraction_says_so_and_the_whole_goes_first(tmp_path):
-    short = line("sun_final-budget-0.1", top1=40.0, budget="7,000 of 70,000 steps")
+    short = line("sun_final-budget-0.1", top1=40.0, budget="7 of 70 epochs")
     text = page.results_page(written(tmp_path / "a", [short]))
-    assert row_of(text, "sun_final")[3] == "40.00 (39.00 to 41.00), after 7,000 of 70,000 steps"
-    found = page.found_of(recipes.find("sun_final"), [short, line("sun_final", top1=65.0)])
-    assert [one.budget for one in found] == ["", "7,000 of 70,000 steps"]
+    assert row_of(text, "sun_final")[3] == "40.00 (39.00 to 41.00); budget: 7 of 70 epochs"
+    lines = [short, line("sun_final", top1=65.0)]
+    found = found_of(recipes.find("sun_final"), lines)
+    assert [one.budget for one in found] == ["", "7 of 70 epochs"]
+    both = page.results_page(written(tmp_path / "b", lines))
+    assert row_of(both, "sun_final")[3] == "65.00 (64.00 to 66.00)"
+    assert "40.00" not in both
 
 
 def test_a_studys_rows_stand_under_its_name(tmp_path):
@@ -118,16 +126,50 @@ def test_a_changed_recipe_is_not_the_papers(tmp_path):
 def test_what_helps_shows_the_gain_over_the_same_length(tmp_path):
     name = "sun_vanilla-flips"
     path = written(tmp_path, [line("sun_vanilla", top1=50.0), line(name, top1=53.0)])
-    text = page.what_helps_page(path)
-    assert row_of(text, "flips")[1:] == ["53.00 (52.00 to 54.00)", "+3.00", "90.0", "37.0", "12.0"]
+    text, small = what_helps_page(path).split("## On 50 images a class")
+    # Two intervals of 1 to either side are, together, one of the root of 2.
+    gain = "+3.00 (+1.59 to +4.41)"
+    assert row_of(text, "flips")[1:] == ["53.00 (52.00 to 54.00)", gain, "90.0", "37.0", "12.0"]
     assert row_of(text, "CutMix")[1] == "not yet run"
-    short = line(f"{name}-budget-0.1", top1=30.0, budget="1,500 of 15,000 steps")
-    other = page.what_helps_page(written(tmp_path / "b", [line("sun_vanilla"), short]))
-    assert row_of(other, "flips")[2] == ""
+    assert row_of(small, "flips")[1] == "not yet run"
+    assert "tinlab reproduce what_helps_small --add-results" in small
+    short = line(f"{name}-budget-0.1", top1=30.0, budget="1.5 of 15 epochs")
+    other = what_helps_page(written(tmp_path / "b", [line("sun_vanilla"), short]))
+    assert row_of(other.partition("## On 50")[0], "flips")[2] == ""
 
 
-def test_each_remedy_changes_one_thing():
-    plain, *others = study_recipes("what_helps")
+def test_a_study_that_is_half_run_says_how_to_run_the_rest(tmp_path):
+    text = page.results_page(written(tmp_path, [line("sun_resnet18_c"), line("sun_resnet18_e")]))
+    assert row_of(text, "sun_variants")[3].startswith("4 more not yet run: `tinlab reproduce sun_variants`")
+
+
+def test_her_tables_stand_beside_ours(tmp_path):
+    path = written(tmp_path, [line("shcherbina_vgglike", top1=30.0)])
+    record_measures(
+        measures_file(path), row("shcherbina_classes_scratch"), dict.fromkeys(CLASS_ERRORS, 25), ("0",)
+    )
+    text = page.results_page(path)
+    two = text.partition("### Her table 2")[2]
+    cells = ["48.8", "90.0", "28.8", "30.00 (29.00 to 31.00)", "23.7"]
+    assert row_of(two.partition("###")[0], "shcherbina_vgglike")[1:] == cells
+    three = text.partition("### Her table 3")[2]
+    assert row_of(three, "plunger")[1:] == ["42", "25"]
+    assert "Her table" not in page.results_page(written(tmp_path / "b", []))
+
+
+def test_the_sources_of_every_row_are_told():
+    text = sources_page()
+    for one in (one for paper in PAPERS for one in paper.rows):
+        assert f"\n### {one.id}\n" in text
+    vanilla = text.partition("### sun_vanilla\n")[2].partition("###")[0]
+    assert "Lei Sun, 4. Vanilla Model, figure 5. Reported: val 52, test 51" in vanilla
+    assert "*Stated:* `data.train_split` (section 3.1" in vanilla
+    assert "*Ours:*" in text.partition("### yu_tuned\n")[2].partition("###")[0]
+
+
+@pytest.mark.parametrize("study", ["what_helps", "what_helps_small"])
+def test_each_remedy_changes_one_thing(study):
+    plain, *others = study_recipes(study)
     for recipe in others:
         changed = [
             (group, field)
@@ -136,6 +178,15 @@ def test_each_remedy_changes_one_thing():
             if value != getattr(getattr(plain, group), field)
         ]
         assert len(changed) + (recipe.augment != plain.augment) == 1, recipe.name
+
+
+def test_the_small_study_is_a_tenth_of_the_whole_one():
+    full, small = study_recipes("what_helps"), study_recipes("what_helps_small")
+    for one, other in zip(full, small, strict=True):
+        assert one.name.replace("sun_vanilla", "sun_vanilla_small") == other.name
+        assert train_images(other) == train_images(one) / 10 == 10_000
+        assert other.schedule.total_steps(1) == one.schedule.total_steps(1) / 10
+        assert other.schedule.milestone_steps == (one.schedule.milestone_steps[0] / 10,)
 
 
 def test_older_files_lack_columns_and_are_read(tmp_path):
@@ -197,13 +248,29 @@ def test_measures_are_read_from_a_commands_answer_and_kept_once(tmp_path):
         values_of(row("sun_errors"), {})
 
 
-def test_the_curves_of_the_papers_numbers_are_drawn(tmp_path):
-    path = written(tmp_path, [line("yu_vgg")])
-    curve = path.parent / "curves" / "yu_vgg-s0.csv"
-    curve.parent.mkdir()
-    own = ROOT / "results" / "curves" / "yu_resnet20-s0.csv"
-    curve.write_text(own.read_text())
-    (drawn,) = [place for place in write_pages(path) if place.suffix == ".png"]
-    assert drawn == tmp_path / "results" / "figures" / "yu_vgg.png"
-    assert 3_000 < drawn.stat().st_size < 40_000
-    assert re.search(r"!\[.*\]\(results/figures/yu_vgg.png\)", (tmp_path / "RESULTS.md").read_text())
+def test_the_papers_figures_are_drawn_where_their_runs_are(tmp_path):
+    names = ("yu_vgg", "shcherbina_convnet9", "shcherbina_vgglike")
+    studied = ("sun_resnet18_c", "sun_resnet18_e", "sun_vanilla_small", "sun_vanilla_small-flips")
+    path = written(tmp_path, [line(name) for name in (*names, *studied)])
+    curves = path.parent / "curves"
+    curves.mkdir()
+    for name in names:
+        (curves / f"{name}-s0.csv").write_text(
+            (ROOT / "results" / "curves" / "yu_resnet20-s0.csv").read_text()
+        )
+    drawn = [place for place in write_pages(path) if place.suffix == ".png"]
+    wanted = {*names, "shcherbina_curves", "sun_variants", "what_helps_small"}
+    assert {place.stem for place in drawn} == wanted
+    sizes = {place.stem: place.stat().st_size for place in drawn}
+    assert all(3_000 < size < 40_000 for size in sizes.values()), sizes
+    text = (tmp_path / "RESULTS.md").read_text()
+    for name in wanted - {"what_helps_small"}:
+        assert re.search(rf"!\[.*\]\(results/figures/{name}.png\)", text)
+    helps = (tmp_path / "docs" / "what-helps.md").read_text()
+    assert "](../results/figures/what_helps_small.png)" in helps
+
+
+def test_pages_of_a_file_of_ones_own_stand_beside_it(tmp_path):
+    path = tmp_path / "mine.csv"
+    written(tmp_path, []).rename(path)
+    assert write_pages(path)[0] == tmp_path / "RESULTS.md"

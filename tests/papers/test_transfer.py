@@ -2,8 +2,20 @@ import json
 
 import pytest
 
+from tinlab import recipes
 from tinlab.errors import TinlabError
-from tinlab.papers.transfer import on_b, transfer
+from tinlab.files import write_json
+from tinlab.papers.page import results_page
+from tinlab.papers.transfer import (
+    TABLE_COLUMNS,
+    drawn_points,
+    on_b,
+    read_transfer,
+    record_transfer,
+    transfer,
+    transfer_minutes,
+)
+from tinlab.papers.write import write_pages
 from tinlab.training import loop
 
 
@@ -41,3 +53,75 @@ def test_both_ways_have_the_same_images_and_steps(small, shapes_pack):
 def test_no_images_are_refused(small, shapes_pack, tmp_path):
     with pytest.raises(TinlabError, match="1 or more"):
         transfer(small, shapes_pack, tmp_path, images_per_class=(0,))
+
+
+def test_each_training_is_a_row_as_it_ends_and_the_page_shows_them(small, shapes_pack, tmp_path):
+    path = tmp_path / "results" / "transfer.csv"
+    results = tmp_path / "results" / "results.csv"
+    changed: list[bool] = []
+    lengths: list[int] = []
+
+    def finished(one):
+        environment = one.run.environment
+        environment["pack"]["source_kind"] = "official_zip"  # rows of rendered images are refused
+        write_json(one.run.path / "environment.json", environment)
+        changed.append(record_transfer(one, path))
+        lengths.append(len(read_transfer(path)))
+
+    how = {"images_per_class": (2, 4), "fraction": 0.01, "device": "cpu", "say": lambda text: None}
+    lines = transfer(small, shapes_pack, tmp_path / "t", finished=finished, **how)
+    # A's own row comes first and again before the second number of images.
+    assert lengths == [1, 2, 3, 3, 4, 5]
+    assert changed == [True, True, True, False, True, True]
+    transfer(small, shapes_pack, tmp_path / "t", finished=finished, **how)
+    assert changed[6:] == [False] * 6
+    rows = read_transfer(path)
+    assert {row["share"] for row in rows} == {"0.01"}
+    assert [float(row["top1_percent"]) for row in rows if row["start"] == "from A"] == [
+        line.from_a[0] for line in lines
+    ]
+    text = results_page(results).partition("## Transfer")[2].partition("\n## ")[0]
+    for line in lines:
+        (cells,) = [one for one in text.splitlines() if one.startswith(f"| {line.images_per_class} |")]
+        assert f"{line.from_a[0]:.2f} (" in cells
+        assert f"{line.from_a[0] - line.from_scratch[0]:+.2f}" in cells
+    assert f"`{small.name}` at 0.01 of each length" in text
+    (picture,) = [one for one in write_pages(results) if one.name == "transfer.png"]
+    assert picture.stat().st_size < 40_000
+
+
+def row(start, count, seed, top1, share="1", digest="d", finished_at="1"):
+    return {
+        **dict.fromkeys(TABLE_COLUMNS, ""),
+        "network": "net", "recipe_digest": digest, "share": share, "images_per_class": str(count),
+        "start": start, "seed": str(seed), "top1_percent": str(top1), "top1_low_percent": str(top1 - 1),
+        "top1_high_percent": str(top1 + 2), "finished_at": finished_at,
+    }  # fmt: skip
+
+
+def test_points_are_means_over_seeds_of_the_newest_network_at_its_largest_share():
+    rows = [
+        row("A itself", 0, 0, 70.0),
+        row("from A", 25, 0, 40.0),
+        row("from A", 5, 0, 20.0),
+        row("from A", 5, 1, 24.0),
+        row("from A", 5, 0, 9.0, share="0.1"),
+        row("from A", 5, 0, 90.0, digest="older", finished_at="0"),
+    ]
+    points = drawn_points(rows)
+    assert set(points) == {"from A"}
+    (five, twenty_five) = points["from A"]
+    assert five[:2] == (5, 22.0)
+    # Student's t for one degree of freedom: 12.706 standard errors of 2.
+    assert five[3] - five[1] == pytest.approx(12.706 * 2, rel=1e-3)
+    assert twenty_five == (25, 40.0, 39.0, 42.0)
+    assert drawn_points([]) == {}
+
+
+def test_the_time_is_that_of_all_trainings_of_one_seed():
+    recipe = recipes.find("yu_resnet20")
+    # Half of the passes on A, and on B two trainings each: 5, 25 and 50 images a class take 400 steps of at
+    # most 256, or 12 passes where these are more; 500 take 12 passes of 50,000.
+    on_b = 400 * 256 + 400 * 256 + 400 * 256 + 600_000
+    images = 250_000 + 2 * on_b
+    assert transfer_minutes(recipe) == pytest.approx(images / 326 / 60, rel=0.01)

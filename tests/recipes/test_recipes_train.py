@@ -90,6 +90,7 @@ def test_a_shortened_recipe_keeps_its_proportions():
     assert (short.schedule.steps, short.schedule.milestone_steps) == (7000, (4000, 6000))
     assert short.digest != full.digest
     assert recipes.budget_of(short) == "7,000 of 70,000 steps"
+    assert recipes.budget_of(short, epochs=7.0) == "7 of 70 epochs"
     assert recipes.budget_of(full) == ""
     assert short.provenance["schedule.steps"].kind == "changed"
     same = {"data", "augment", "model", "loss", "optimizer", "compute"}

@@ -7,15 +7,11 @@ import io
 import json
 import pickle
 import struct
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "trials"))
-
 from strange.records import run_files
 from strange.sandbox import said
 

@@ -25,6 +25,9 @@ def status(guard, method="GET", **headers):
         ("localhost", "localhost"), ("LocalHost:8000", "localhost"), ("127.0.0.1:1", "127.0.0.1"),
         ("[::1]:8000", "::1"), ("localhost.", "localhost"), ("", None), (":80", None), ("a/b", None),
         ("user@localhost", None), ("localhost:port", None), ("[::1", None), ("localhost:99999", None),
+        ("[::1]evil", None), ("[::1].", None), ("localhost?", None), ("localhost#", None),
+        ("localhost\\@a", None),
+        ("localhost\r\n", None), ("localhost,localhost", None), ("localhost:", "localhost"),
     ],
 )  # fmt: skip
 def test_names_in_host_headers(header, name):

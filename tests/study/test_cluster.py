@@ -41,7 +41,7 @@ def settings(shapes_pack) -> Settings:
     return Settings(pack=shapes_pack.path, pack_digest=shapes_pack.digest, device="cpu", checkpoint_seconds=0)
 
 
-def test_a_dead_node_costs_no_run(cluster, tiny_recipe, settings, tmp_path):
+def test_a_dead_node_costs_no_run(cluster, tiny_recipe, settings, tmp_path, capsys):
     """Two trials on two nodes; one node is killed while both train: both finish, the orphan from its
     checkpoint."""
     second = cluster.add_node(**SMALL)
@@ -66,6 +66,7 @@ def test_a_dead_node_costs_no_run(cluster, tiny_recipe, settings, tmp_path):
     assert len(runs.list_runs(folder / "runs")) == 2
     again = next(row for row in done.rows if row.attempts == 2)
     assert runs.open_run(folder / again.run).environment["resumed"]
+    assert capsys.readouterr().out == ""  # ray tells of the dead, and results may be JSON
 
     many = replace(settings, cpus=64)
     with pytest.raises(TinlabError, match="no machine of the cluster has 64 CPUs"):

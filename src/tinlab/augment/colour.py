@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from tinlab.augment.geometry import constant
 from tinlab.augment.strengths import Drawn
 from tinlab.recipe import operations as ops
 
@@ -67,7 +68,7 @@ def _after(change: Drawn, total: Tensor, mean: Tensor | None) -> Tensor:
         case ops.Contrast():
             assert mean is not None
             grey = (total[:, :3, :3] @ mean[:, :, None])[:, :, 0] + total[:, :3, 3]  # (B, 3) the mean by now
-            grey = grey @ grey.new_tensor(GREY)
+            grey = grey @ constant(GREY, grey.device)
             more = change["factor"] - 1
             return plus(("each", more), ("all", -more * grey))
         case ops.Saturation():

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+
+Words = TypeVar("Words", Tensor, int)
 
 
 def uniform(seed: int, use: str, epochs: Tensor, samples: Tensor) -> Tensor:
@@ -43,8 +46,8 @@ def uniforms(begin: Tensor, epochs: Tensor, samples: Tensor) -> Tensor:
     return (state >> 8).to(torch.float32) * 2.0**-24
 
 
-def _mix(h: Tensor) -> Tensor:
-    """Spread each bit of the 32-bit words in `h` (int64) over all the others."""
+def _mix(h: Words) -> Words:
+    """Spread each bit of the 32-bit words in `h` (int64, or one Python integer) over all the others."""
     h = (h + 0x9E3779B9) & _MASK  # so that zero is not a fixed point
     h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK
     h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _MASK
@@ -53,8 +56,8 @@ def _mix(h: Tensor) -> Tensor:
 
 def seed_for_step(seed: int, step: int) -> int:
     """The seed of torch's own generator in one step, for dropout and the like: 63 bits, from (seed, step)."""
-    words = torch.tensor([seed & _MASK, seed >> 32 & _MASK, step & _MASK, step >> 32 & _MASK])
-    high, low = torch.tensor([0x2545F491]), torch.tensor([0x4F6CDD1D])
-    for word in words:
+    # Python's integers: as tensors, these few words would take longer than all else that a GPU waits for.
+    high, low = 0x2545F491, 0x4F6CDD1D
+    for word in (seed & _MASK, seed >> 32 & _MASK, step & _MASK, step >> 32 & _MASK):
         high, low = _mix(high ^ word), _mix(low ^ word)
-    return (int(high) << 31) ^ int(low)
+    return (high << 31) ^ low

@@ -119,6 +119,7 @@ class Strengths:
         self._probabilities: list[tuple[int, int, float]] = []  # (operation, use, probability)
         self._groups: list[tuple[ops.SomeOf, int, slice, int | None]] = []
         self._copies: list[int] = []  # place in `simple` of each operation of fixed_copies
+        self._alternating: set[int] = set()  # those whose one draw holds for all passes
         self._chancy: set[int] = set()
         self._slots: list[tuple[int, int, Slot]] = []  # (operation, use, slot)
         fixed: set[int] = set()
@@ -141,6 +142,10 @@ class Strengths:
                 fixed.update(range(before, len(self._uses)))
             elif isinstance(operation, Change):
                 self._add(operation, str(place))
+        for number, use, _ in self._probabilities:
+            if getattr(self.simple[number], "alternate", False):
+                self._alternating.add(number)
+                fixed.add(use)
         self._fixed = torch.tensor([[n in fixed] for n in range(len(self._uses))])  # (U, 1)
         limits = [(slot.low, slot.high - slot.low, slot.neutral) for _, _, slot in self._slots]
         self._limits = torch.tensor(limits, dtype=torch.float32).reshape(-1, 3)
@@ -174,7 +179,8 @@ class Strengths:
         if not self.simple:
             return []
         self._move(samples.device)
-        if self._copies:
+        odd = (epochs & 1).to(torch.bool)
+        if self._copies or self._alternating:
             epochs = torch.where(self._fixed, 0, epochs)  # (U, B)
         u = draws.uniforms(self._begin, epochs, samples) if self._uses else samples.new_empty(0)
         active: list[Tensor | None] = [None] * len(self.simple)
@@ -184,7 +190,8 @@ class Strengths:
             active[number] = mask if before is None else before & mask
 
         for number, use, probability in self._probabilities:
-            narrow(number, u[use] < probability)
+            below = u[use] < probability
+            narrow(number, below ^ odd if number in self._alternating else below)
         for group, first, picks, count_use in self._groups:
             scores = u[picks]  # (entrants, B)
             rank = (scores[None] < scores[:, None]).sum(1)  # (entrants, B) 0 for the lowest score

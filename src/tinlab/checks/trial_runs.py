@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.errors import TinlabError
 from tinlab.training.loop import TrainingStopped
 
@@ -25,9 +26,14 @@ class CheckStopped(TinlabError):
 
 @contextmanager
 def scratch(check: str) -> Iterator[Path]:
-    """A folder for the runs of `check`, which is gone afterwards. Raises CheckStopped after a signal."""
-    with tempfile.TemporaryDirectory(prefix="tinlab-") as name:
+    """A folder for the runs of `check`, which is gone afterwards: after a kill, once the next check begins.
+
+    Raises CheckStopped after a signal.
+    """
+    place = Path(tempfile.gettempdir()) / "tinlab-check"
+    remove_leftovers(place)
+    with scratch_folder(place) as folder:
         try:
-            yield Path(name)
+            yield folder
         except TrainingStopped as stopped:
             raise CheckStopped(check, stopped) from None

@@ -39,6 +39,19 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 RUNS = Path("runs")
 
+UsageError: Any = typer.BadParameter.__base__
+"""What is raised for words on the command line that no command takes. typer has it from click, or carries it
+under a name of its own."""
+
+
+def usage_sentence(error: Any) -> str:
+    """A UsageError as one sentence; empty where its help has been shown in its place."""
+    said = " ".join(str(error.format_message()).split()).rstrip(".")
+    if not said or type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    help = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+    return said[:1].lower() + said[1:] + help
+
 
 @app.callback(invoke_without_command=True)
 def _tinlab(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:

@@ -11,6 +11,15 @@ from tinlab import terminal
 from tinlab.cli.common import RUNS, AsJson, DataOption, Device, Out, app, results_commands
 from tinlab.errors import TinlabError
 
+AddResults = Annotated[
+    bool,
+    typer.Option("--add-results", help="Add a row for each run as it ends, and write RESULTS.md anew."),
+]
+ResultsFile = Annotated[
+    Path | None,
+    typer.Option("--file", metavar="CSV", help="Where rows are. Default: results/results.csv."),
+]
+
 
 @app.command()
 def reproduce(
@@ -29,9 +38,8 @@ def reproduce(
         float, typer.Option(metavar="FRACTION", help="Train for this share of the length.")
     ] = 1.0,
     jobs: Annotated[int, typer.Option(min=1, help="For studies: runs at a time.")] = 1,
-    add_results: Annotated[
-        bool, typer.Option("--add-results", help="Add rows to results.csv, and write RESULTS.md anew.")
-    ] = False,
+    add_results: AddResults = False,
+    file: ResultsFile = None,
     device: Device = "auto",
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
     json: AsJson = False,
@@ -48,23 +56,54 @@ def reproduce(
         ):
             if given:
                 raise TinlabError(f"{option} changes how a row is run; name a row or a paper")
-        _list(rows, out, json)
+        if add_results:
+            raise TinlabError("--add-results adds what is run; name a row or a paper")
+        _list(rows, file, out, json)
         return
     if not 0 < budget <= 1:
         raise TinlabError(f"--budget is a share of the length, above 0 and at most 1, not {budget:g}")
+    place = _place(file, add_results)
     _run(
-        rows, data, out, seeds, tuple(set or ()), budget, jobs, add_results, device, checkpoint_seconds, json
+        rows,
+        data,
+        out,
+        seeds,
+        tuple(set or ()),
+        budget,
+        jobs,
+        place,
+        device,
+        checkpoint_seconds,
+        json,
     )
 
 
-def _list(rows: Any, out: Path, json: bool) -> None:
+def _place(file: Path | None, add_results: bool) -> Path | None:
+    """The file that rows are added to, or None; what is wrong with it is told before hours of training."""
+    from tinlab.papers.measures import measures_file, read_measures
+    from tinlab.papers.transfer import read_transfer, transfer_file
+    from tinlab.results import read_results, results_file
+
+    if not add_results:
+        if file is not None:
+            raise TinlabError("--file says where rows are added; give --add-results with it")
+        return None
+    path = file or results_file()
+    read_results(path)
+    read_measures(measures_file(path))
+    read_transfer(transfer_file(path))
+    return path
+
+
+def _list(rows: Any, file: Path | None, out: Path, json: bool) -> None:
     from tinlab.papers.length import row_minutes, shown_minutes
     from tinlab.papers.measures import measures_file, read_measures
     from tinlab.papers.page import said
     from tinlab.papers.reproduce import status
     from tinlab.results import read_results, results_file
 
-    lines, measured = read_results(results_file()), read_measures(measures_file(results_file()))
+    path = file or results_file()
+    lines, measured = read_results(path), read_measures(measures_file(path))
     found = [
         {
             "id": row.id,
@@ -112,14 +151,16 @@ def _run(
     changes: tuple[str, ...],
     budget: float,
     jobs: int,
-    add_results: bool,
+    results: Path | None,
     device: str,
     checkpoint_seconds: float,
     json: bool,
 ) -> None:
     from tinlab.cli.many import _study_settings
+    from tinlab.papers.measures import measures_file, record_measures
     from tinlab.papers.reproduce import How, Reproduced
     from tinlab.papers.reproduce import reproduce as run_row
+    from tinlab.papers.write import write_pages
     from tinlab.study.attempt import share_of_cores
     from tinlab.study.plan import parse_seeds
 
@@ -133,10 +174,15 @@ def _run(
     )
     done: list[Reproduced] = []
     failed: dict[str, str] = {}
+
+    def finished(run: Path) -> None:
+        if results is not None:
+            _add_run(run, results)
+
     for row in rows:
         try:
             with terminal.training() as watch:
-                found = run_row(row, how, say=terminal.say, watch=watch)
+                found = run_row(row, how, say=terminal.say, watch=watch, finished=finished)
         except TinlabError as error:
             if len(rows) == 1 or error.exit_code != 2:  # a signal ends all of it
                 raise
@@ -146,8 +192,10 @@ def _run(
         done.append(found)
         if found.failed:
             failed[row.id] = "; ".join(found.failed)
-        if add_results:
-            _add(found)
+        if results is not None:
+            if found.values:
+                record_measures(measures_file(results), found.row, found.values, found.of)
+            write_pages(results)
     if json:
         terminal.show_json({"rows": [_answer(found) for found in done], "failed": failed})
     else:
@@ -179,7 +227,7 @@ def _show(found: Any) -> None:
     for path in found.runs:
         run = open_run(path)
         result = run.result or {}
-        budget = budget_of(run.recipe)
+        budget = budget_of(run.recipe, result["epochs"])
         terminal.show(
             f"  {run.recipe.name}, seed {run.seed}: {result['split']} top-1 {result['top1_percent']:.2f}% in "
             f"{result['train_seconds'] / 60:.1f} minutes{f', budget: {budget}' if budget else ''}: {path}"
@@ -190,22 +238,19 @@ def _show(found: Any) -> None:
         terminal.show(f"  made: {picture}")
 
 
-def _add(found: Any) -> None:
-    """Put what was measured into results/, and write the pages anew."""
-    from tinlab.papers.measures import measures_file, record_measures
+def _add_run(run: Path, path: Path) -> None:
+    """Put a finished run into `path`, and write the pages anew; what was there stays, without a word."""
     from tinlab.papers.write import write_pages
-    from tinlab.results import record, results_file
+    from tinlab.results import AlreadyRecorded, record
 
-    path = results_file()
-    for run in found.runs:
-        try:
-            row = record(run, path)
-            terminal.say(f"{path}: {row['recipe']}, seed {row['seed']}: {row['top1_percent']:.2f}%")
-        except TinlabError as error:
-            terminal.say(f"not added: {error}")
-    if found.values:
-        record_measures(measures_file(path), found.row, found.values, found.of)
-    write_pages(path)
+    try:
+        row = record(run, path)
+        terminal.say(f"{path}: {row['recipe']}, seed {row['seed']}: {row['top1_percent']:.2f}%")
+        write_pages(path)
+    except AlreadyRecorded:
+        return
+    except TinlabError as error:
+        terminal.say(f"not added: {error}")
 
 
 @results_commands.callback(invoke_without_command=True)
@@ -213,25 +258,32 @@ def results(
     context: typer.Context,
     file: Annotated[Path | None, typer.Option(metavar="CSV", help="Default: results/results.csv.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where RESULTS.md goes. Default: above the CSV's.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where RESULTS.md goes. Default: above a folder results, or beside the CSV.",
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
     """Write RESULTS.md, its figures and docs/what-helps.md from results.csv."""
     if context.invoked_subcommand is not None:
         return
+    from tinlab.papers.page import unexplained
     from tinlab.papers.write import write_pages
     from tinlab.results import results_file
 
     path = file or results_file()
     if file is not None and not file.is_file():
         raise TinlabError(f"there is no {file}; 'tinlab results add RUN' begins one")
-    written = write_pages(path, out)
+    written, silent = write_pages(path, out), unexplained(path)
     if json:
-        terminal.show_json({"written": [str(one) for one in written]})
+        terminal.show_json({"written": [str(one) for one in written], "below_without_remark": silent})
         return
     for one in written:
         terminal.show(str(one))
+    for name in silent:
+        terminal.show(f"{name} is below its paper's number, and no remark in results/remarks.toml says why")
 
 
 @app.command()
@@ -249,6 +301,8 @@ def transfer(
     budget: Annotated[
         float, typer.Option(metavar="FRACTION", help="Train for this share of the length.")
     ] = 1.0,
+    add_results: AddResults = False,
+    file: ResultsFile = None,
     device: Device = "auto",
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
     json: AsJson = False,
@@ -256,16 +310,31 @@ def transfer(
     """Train on half of the classes, and fine-tune on the others, against from scratch."""
     from tinlab import recipes
     from tinlab.data.places import open_data
+    from tinlab.papers.transfer import Trained, record_transfer, transfer_file
     from tinlab.papers.transfer import transfer as run_transfer
+    from tinlab.papers.write import write_pages
     from tinlab.study.plan import parse_seeds
 
     try:
         counts = tuple(int(one) for one in images.split(","))
     except ValueError:
         raise TinlabError(f"--images takes numbers, such as 5,25,50,500, not '{images}'") from None
+    if not 0 < budget <= 1:
+        raise TinlabError(f"--budget is a share of the length, above 0 and at most 1, not {budget:g}")
+    place = _place(file, add_results)
     chosen, _ = recipes.with_changes(recipes.find(recipe), set or [])
     with terminal.counting("pack the images") as count:
         pack = open_data(data, progress=count)
+
+    def finished(one: Trained) -> None:
+        if place is None:
+            return
+        try:
+            if record_transfer(one, transfer_file(place)):
+                write_pages(place)
+        except TinlabError as error:
+            terminal.say(f"not added: {error}")
+
     with terminal.training() as watch:
         lines = run_transfer(
             chosen,
@@ -278,6 +347,7 @@ def transfer(
             checkpoint_seconds=checkpoint_seconds,
             say=terminal.say,
             watch=watch,
+            finished=finished,
         )
     if json:
         terminal.show_json([vars(line) for line in lines])

@@ -32,6 +32,7 @@ def serve(
     max_batch: Annotated[int, typer.Option(help="Images of a forward pass; 1 turns batching off.")] = 32,
     max_wait_ms: Annotated[float, typer.Option(help="How long a batch waits for more images.")] = 5.0,
     max_queue: Annotated[int, typer.Option(help="Images that may wait; beyond it, 503.")] = 512,
+    max_connections: Annotated[int, typer.Option(help="Connections that may be open.")] = 256,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 30.0,
     json: AsJson = False,
 ) -> None:
@@ -46,6 +47,7 @@ def serve(
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
         max_queue=max_queue,
+        max_connections=max_connections,
         timeout_seconds=timeout,
     )
     if host not in ("127.0.0.1", "::1", "localhost"):

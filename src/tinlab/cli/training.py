@@ -58,6 +58,10 @@ def train(
     ] = False,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run.")] = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
+    stop_after: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", help="Save and stop then, with exit code 75 if it is not finished."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Train a recipe, and measure it on val. On several GPUs or machines: torchrun -m tinlab train …"""
@@ -75,6 +79,10 @@ def train(
     if scale_lr and not fitting:
         raise TinlabError("--scale-lr goes with --set batch_size=auto; otherwise set optimizer.peak_lr")
 
+    if stop_after is not None and stop_after <= 0:
+        raise TinlabError(f"--stop-after is in minutes and above 0, not {stop_after:g}")
+    stop_after_seconds = None if stop_after is None else 60 * stop_after
+
     def started(run: Any) -> None:
         terminal.say(f"run: {run.path}")
 
@@ -83,7 +91,12 @@ def train(
         pack = open_data(data) if data else None
         with terminal.training() as watch:
             run = loop.resume(
-                resume, pack=pack, device=device, checkpoint_seconds=checkpoint_seconds, watch=watch
+                resume,
+                pack=pack,
+                device=device,
+                checkpoint_seconds=checkpoint_seconds,
+                stop_after_seconds=stop_after_seconds,
+                watch=watch,
             )
     else:
         assert recipe is not None
@@ -102,6 +115,7 @@ def train(
                 seed=seed,
                 device=device,
                 checkpoint_seconds=checkpoint_seconds,
+                stop_after_seconds=stop_after_seconds,
                 watch=watch,
                 started=started,
             )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import re
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ from tinlab.data.members import (
     Members,
     identity,
 )
+from tinlab.data.names import Names
 from tinlab.errors import TinlabError
 
 _END = struct.Struct("<4s4H2LH")  # end of central directory
@@ -56,6 +58,18 @@ _CENTRAL = np.dtype(
     ]
 )
 _CENTRAL_BYTES = _CENTRAL.itemsize
+_KEPT = np.dtype(
+    [(name, _CENTRAL[name]) for name in ("flags", "method", "crc", "name_length", "extra_length", "disk")]
+)
+_WIDTHS = {
+    "name_length": np.uint16,
+    "packed": np.uint32,
+    "size": np.uint32,
+    "crc": np.uint32,
+    "deflated": bool,
+}
+_AT_ONCE = 8192
+"""Records that are looked at in one go."""
 _CENTRAL_SIGNATURE, _SIGNATURE = 0x02014B50, b"PK\x01\x02"
 _ENCRYPTED, _UTF8 = 1, 1 << 11
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|\x00")
@@ -77,9 +91,9 @@ class ZipArchive:
             raise TinlabError(f"{path} cannot be opened ({error.strerror}); name a readable zip") from error
         try:
             self._size = self._file.seek(0, 2)
-            self._members = Members(path, self._file, b"", 0)  # without a table, it fetches
+            self._members = Members(path, self._file, b"")  # without a table, it fetches
             self.table, count, self._table_start = self._find_table()
-            self._members = Members(path, self._file, self.table, self._table_start)
+            self._members = Members(path, self._file, self.table)
             self._parse_table(count)
         except BaseException:
             self.close()
@@ -96,11 +110,18 @@ class ZipArchive:
 
     def read(self, members: Sequence[int] | np.ndarray) -> Iterator[bytes | bytearray]:
         """The bytes of each of `members` (indices into `names`), in that order, one after the other."""
-        return self._members.read(self._columns[np.asarray(members, dtype=np.int64)])
+        return self._members.read(self.columns(np.asarray(members, dtype=np.int64)))
 
     def parcel(self, members: np.ndarray) -> bytes:
         """What a process that was given `reopening` needs to know in order to read `members`."""
-        return self._columns[members].tobytes()
+        columns = self.columns(members)
+        pieces = [
+            self.table[record : record + _CENTRAL_BYTES + length]
+            for record, length in columns[:, :2].tolist()
+        ]
+        # The records that the rows tell of are sent along, and stand elsewhere in what is sent.
+        columns[:, 0] = np.cumsum([0, *map(len, pieces[:-1])])
+        return b"".join((len(members).to_bytes(8, "little"), columns.tobytes(), *pieces))
 
     @property
     def total_bytes(self) -> int:
@@ -113,7 +134,6 @@ class ZipArchive:
             "kind": "zip",
             "path": str(self.path.absolute()),
             "identity": identity(self._file),
-            "table": [self._members.table_start, len(self.table)],
         }
 
     def _find_table(self) -> tuple[bytes, int, int]:
@@ -148,58 +168,75 @@ class ZipArchive:
 
     def _parse_table(self, count: int) -> None:
         """Fill the columns from the table's records."""
-        table = self.table
         positions = self._positions(count)
-        fixed = np.frombuffer(table, np.uint8)[positions[:, None] + np.arange(_CENTRAL_BYTES)]
-        records = fixed.view(_CENTRAL)[:, 0] if count else np.empty(0, _CENTRAL)
-        if (records["signature"] != _CENTRAL_SIGNATURE).any():
-            self._damaged("its table of members holds something else")
+        records = np.empty(count, _KEPT)
+        packed, size, offset = (np.empty(count, np.uint64) for _ in range(3))
+        for start in range(0, count, _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            fixed = self._bytes_at(positions[some], 0, _CENTRAL_BYTES).view(_CENTRAL)[:, 0]
+            if (fixed["signature"] != _CENTRAL_SIGNATURE).any():
+                self._damaged("its table of members holds something else")
+            for name in _KEPT.names or ():
+                records[name][some] = fixed[name]
+            for column, name in ((packed, "packed"), (size, "size"), (offset, "offset")):
+                column[some] = fixed[name]
         ends = positions + _CENTRAL_BYTES + records["name_length"]
-        raw_names = [
-            table[start:end]
-            for start, end in zip((positions + _CENTRAL_BYTES).tolist(), ends.tolist(), strict=True)
-        ]
-        packed, size, offset = (records[c].astype(np.uint64) for c in ("packed", "size", "offset"))
         for member in np.flatnonzero((packed == U32) | (size == U32) | (offset == U32)).tolist():
             start = int(ends[member])
-            extra = table[start : start + int(records["extra_length"][member])]
+            extra = self.table[start : start + int(records["extra_length"][member])]
             packed[member], size[member], offset[member] = self._zip64(
                 extra, int(packed[member]), int(size[member]), int(offset[member])
             )
-        self._check_names(names := self._decode_names(raw_names, records["flags"]))
+        names = self._names(positions + _CENTRAL_BYTES, ends, records["flags"])
         self._check_records(names, records, packed, size)
-        starts, limits, reach = self._extents(names, records, packed, offset)
-        is_file = (np.frombuffer(table, np.uint8)[ends - 1] != ord("/")) | (records["name_length"] == 0)
-        self.folders = [name[:-1] for name in names if name.endswith("/")]
-        self.names = list(itertools.compress(names, is_file.tolist()))
+        starts, limits = self._extents(names, records, packed, offset)
+        is_file = (np.frombuffer(self.table, np.uint8)[ends - 1] != ord("/")) | (records["name_length"] == 0)
+        self.folders = [name[:-1] for name in names.take(~is_file)]
+        self.names = names.take(is_file)
         columns = {
             "record": positions,
             "name_length": records["name_length"],
             "start": starts,
-            "reach": reach,
             "limit": limits,
             "packed": packed,
             "size": size,
             "crc": records["crc"],
             "deflated": records["method"] == DEFLATED,
         }
-        self._columns = np.stack([columns[name][is_file].astype(np.int64) for name in COLUMNS], axis=1)
+        self._kept = {  # the narrowest types that hold them: sizes were found to be below 64 MiB
+            name: column[is_file].astype(_WIDTHS.get(name, np.int64)) for name, column in columns.items()
+        }
+
+    def columns(self, members: np.ndarray) -> np.ndarray:
+        """COLUMNS of `members`, int64 (n, 9)."""
+        kept = {name: column[members].astype(np.int64) for name, column in self._kept.items()}
+        # Where a gap follows, no more of it is read than an extra field can fill.
+        least = kept["start"] + LOCAL.size + kept["name_length"] + kept["packed"]
+        kept["reach"] = np.minimum(kept["limit"], least + U16)
+        return np.stack([kept[name] for name in COLUMNS], axis=1)
+
+    def _bytes_at(self, positions: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """uint8 (n, stop - start): the table's bytes from `start` to `stop` behind each position."""
+        return np.frombuffer(self.table, np.uint8)[positions[:, None] + np.arange(start, stop)]
 
     def _positions(self, count: int) -> np.ndarray:
         """int64 (count,): where each record starts. Raises TinlabError where they do not fill the table."""
         table, end, lengths_of = self.table, len(self.table), _LENGTHS.unpack_from
         # Records follow upon one another, and each begins with a signature. Where the text between two of
         # these is as long as the record says, as it is unless a name holds a signature, all were found.
-        pieces = table.split(_SIGNATURE)
-        if len(pieces) == count + 1 and not pieces[0]:
-            sizes = np.fromiter(map(len, pieces), np.int64, count + 1) + len(_SIGNATURE)
-            positions = np.cumsum(sizes[:-1]) - len(_SIGNATURE)
-            if count == 0 or int(sizes[1:].min()) >= _CENTRAL_BYTES:
-                stated = np.frombuffer(table, np.uint8)[positions[:, None] + np.arange(28, 34)]
-                lengths = stated.view("<u2").sum(axis=1, dtype=np.int64)
-                if (lengths + _CENTRAL_BYTES == sizes[1:]).all():
-                    return positions
-        found = []
+        found = array("q")
+        at = table.find(_SIGNATURE)
+        while at >= 0 and len(found) <= count:
+            found.append(at)
+            at = table.find(_SIGNATURE, at + len(_SIGNATURE))
+        found.append(end)
+        if (
+            len(found) == count + 1
+            and found[0] == 0
+            and self._as_long_as_stated(np.frombuffer(found, np.int64))
+        ):
+            return np.frombuffer(found, np.int64)[:-1]
+        found = array("q")
         at = 0
         for _ in range(count):
             if at + _CENTRAL_BYTES > end:
@@ -210,15 +247,47 @@ class ZipArchive:
             self._damaged("its table of members does not have the length that it states")
         return np.array(found, dtype=np.int64)
 
-    def _decode_names(self, raw_names: list[bytes], flags: np.ndarray) -> list[str]:
-        utf8 = ((flags & _UTF8) != 0).tolist()
+    def _as_long_as_stated(self, edges: np.ndarray) -> bool:
+        """Whether each record, from one of `edges` to the next, has the length that it states."""
+        sizes = np.diff(edges)
+        for start in range(0, len(sizes), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            if int(sizes[some].min()) < _CENTRAL_BYTES:
+                return False
+            stated = self._bytes_at(edges[:-1][some], 28, 34).view("<u2").sum(axis=1, dtype=np.int64)
+            if (stated + _CENTRAL_BYTES != sizes[some]).any():
+                return False
+        return True
+
+    def _names(self, starts: np.ndarray, ends: np.ndarray, flags: np.ndarray) -> Names:
+        """The names that lie in the table from `starts` to `ends`, checked."""
+        modern = (flags & _UTF8) != 0
+        raw = Names(self.table, starts, ends)
+
+        def decoded() -> Iterator[list[str]]:
+            for start in range(0, len(raw), _AT_ONCE):
+                some = slice(start, start + _AT_ONCE)
+                yield self._decoded(raw.raw(some), modern[some])
+
+        ascii_alone = True
+        for some_names in decoded():
+            self._check_names(some_names)
+            ascii_alone = ascii_alone and all(map(str.isascii, some_names))
+        # Where a name is in the older code, all get a block of their own.
+        plain = ascii_alone or bool(modern.all())
+        names = raw if plain else Names.of(itertools.chain.from_iterable(decoded()))
+        if (twice := names.repeated()) is not None:
+            self._refused(f"holds {twice} twice")
+        return names
+
+    def _decoded(self, raw_names: list[bytes], modern: np.ndarray) -> list[str]:
         joined = b"\n".join(raw_names)
         if joined.isascii() and joined.count(b"\n") == len(raw_names) - 1:
             return joined.decode().split("\n")
         try:
             return [
-                raw.decode() if modern or raw.isascii() else raw.decode("cp437")
-                for raw, modern in zip(raw_names, utf8, strict=True)
+                raw.decode() if utf8 or raw.isascii() else raw.decode("cp437")
+                for raw, utf8 in zip(raw_names, modern.tolist(), strict=True)
             ]
         except UnicodeDecodeError as error:
             self._damaged(f"the name {error.object!r} is not UTF-8")
@@ -247,16 +316,8 @@ class ZipArchive:
             for name in names:
                 if _OUTSIDE.search(name):
                     self._refused(f"holds {name!r}, which would lie outside of it")
-        if len(set(names)) != len(names):
-            seen: set[str] = set()
-            for name in names:
-                if name in seen:
-                    self._refused(f"holds {name} twice")
-                seen.add(name)
 
-    def _check_records(
-        self, names: list[str], records: np.ndarray, packed: np.ndarray, size: np.ndarray
-    ) -> None:
+    def _check_records(self, names: Names, records: np.ndarray, packed: np.ndarray, size: np.ndarray) -> None:
         method = records["method"]
         stored = method == STORED
         for wrong, what in (
@@ -271,9 +332,9 @@ class ZipArchive:
                 self._refused(f"holds {names[int(wrong.argmax())]}, which {what}")
 
     def _extents(
-        self, names: list[str], records: np.ndarray, packed: np.ndarray, offset: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int64 (N,) each: where a member starts, where it must end, and up to where to read for it."""
+        self, names: Names, records: np.ndarray, packed: np.ndarray, offset: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """int64 (N,) each: where a member starts, and where it must end."""
         beyond = offset >= self._table_start
         if beyond.any():
             self._damaged(f"{names[int(beyond.argmax())]} starts behind the table of members")
@@ -285,8 +346,7 @@ class ZipArchive:
         overlapping = starts + least > limits
         if overlapping.any():
             self._damaged(f"{names[int(overlapping.argmax())]} overlaps another member")
-        # Where a gap follows, no more of it is read than an extra field can fill.
-        return starts, limits, np.minimum(limits, starts + least + U16)
+        return starts, limits
 
     def _damaged(self, what: str) -> NoReturn:
         self._members.damaged(what)

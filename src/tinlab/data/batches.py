@@ -37,10 +37,11 @@ class Batch:
 class Batches:
     """The endless stream of training batches over some rows of a split.
 
-    The images stay memory-mapped, or lie on the device where that is a GPU. A row may be there several times,
-    as fixed copies that `variants`, int64 and as long as `rows`, tells apart. Of several ranks each gets the
-    images at the places `shard` of every batch. The passes are counted from `first_epoch`, which is where a
-    stage of a training goes on counting.
+    The images stay memory-mapped, or lie on the device where `resident` says so (None: where that is a GPU);
+    a batch is then put together there, and the host neither waits for the device nor copies anything but a
+    permutation a pass. A row may be there several times, as fixed copies that `variants`, int64 and as long
+    as `rows`, tells apart. Of several ranks each gets the images at the places `shard` of every batch. The
+    passes are counted from `first_epoch`, which is where a stage of a training goes on counting.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Batches:
         *,
         shard: np.ndarray | None = None,
         first_epoch: int = 0,
+        resident: bool | None = None,
     ) -> None:
         if len(rows) == 0:
             raise TinlabError(f"{split.pack.path} has no images in {split.name} to train on")
@@ -64,44 +66,88 @@ class Batches:
         self.device = device
         self.first_epoch = first_epoch
         self._shard = np.arange(batch_size) if shard is None else shard
-        self._images: np.ndarray | Tensor = split.images
-        if device.type == "cuda":
-            self._images = torch.from_numpy(np.array(split.images)).to(device)
+        self._images = split.images
         self._labels = split.labels
         self._orders: dict[int, np.ndarray] = {}
+        self._resident = None
+        if device.type == "cuda" if resident is None else resident:
+            self._resident = _Resident(self, split)
 
     def at(self, step: int) -> Batch:
         """The batch of step `step`, counted from 0."""
+        if self._resident is not None:
+            return self._resident.at(step)
         places = step * self.batch_size + self._shard
         epochs, places = np.divmod(places, len(self.rows))
         epochs += self.first_epoch
         chosen = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            chosen[here] = self._order(int(epoch))[places[here]]
+            chosen[here] = self.order(int(epoch))[places[here]]
         samples = self.rows[chosen]
-        on_device = torch.from_numpy(samples).to(self.device)
-        if isinstance(self._images, Tensor):
-            images = self._images[on_device]
-        else:
-            images = torch.from_numpy(self._images[samples])
         return Batch(
-            images=images,  # (B, H, W, 3)
+            images=torch.from_numpy(self._images[samples]),  # (B, H, W, 3)
             labels=torch.from_numpy(self._labels[samples]).to(self.device),
-            samples=on_device,
+            samples=torch.from_numpy(samples).to(self.device),
             epochs=torch.from_numpy(epochs).to(self.device),
             variants=None
             if self.variants is None
             else torch.from_numpy(self.variants[chosen]).to(self.device),
         )
 
-    def _order(self, epoch: int) -> np.ndarray:
+    @property
+    def shard(self) -> np.ndarray:
+        """Which places of every batch are this rank's."""
+        return self._shard
+
+    def order(self, epoch: int) -> np.ndarray:
         """The permutation of pass `epoch`; the last two are kept, since a batch can span both."""
         if epoch not in self._orders:
             generator = np.random.Generator(np.random.Philox(key=[self.seed & (2**64 - 1), epoch]))
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = generator.permutation(len(self.rows))
         return self._orders[epoch]
+
+
+class _Resident:
+    """The same stream, put together on the device that the images lie on."""
+
+    def __init__(self, batches: Batches, split: Split) -> None:
+        self._batches = batches
+        self._images = torch.from_numpy(np.array(split.images)).to(batches.device)  # (N, H, W, 3)
+        self._labels = self._moved(np.array(split.labels))
+        self._rows = self._moved(batches.rows)
+        self._variants = None if batches.variants is None else self._moved(batches.variants)
+        self._shard = self._moved(batches.shard)
+        self._orders: dict[int, Tensor] = {}
+
+    def at(self, step: int) -> Batch:
+        batches, count = self._batches, len(self._batches.rows)
+        begin = step * batches.batch_size
+        first, last = ((begin + place) // count for place in (0, batches.batch_size - 1))
+        orders = [self._order(epoch + batches.first_epoch) for epoch in range(first, last + 1)]
+        places = self._shard + begin  # (B,)
+        chosen = (orders[0] if first == last else torch.cat(orders))[places - first * count]
+        samples = self._rows[chosen]
+        return Batch(
+            images=self._images[samples],  # (B, H, W, 3)
+            labels=self._labels[samples],
+            samples=samples,
+            epochs=places.div(count, rounding_mode="floor") + batches.first_epoch,
+            variants=None if self._variants is None else self._variants[chosen],
+        )
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = self._moved(self._batches.order(epoch))
+        return self._orders[epoch]
+
+    def _moved(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(values)
+        if self._batches.device.type == "cuda":
+            tensor = tensor.pin_memory()  # a copy from other memory would be waited for
+        return tensor.to(self._batches.device, non_blocking=True)
 
 
 def chosen_rows(split: Split, images_per_class: int | None = None, images: int | None = None) -> np.ndarray:

@@ -55,6 +55,10 @@ FORMATS = (
 )
 """Pillow's names of the formats that are read, whatever the file is called."""
 
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2))
+_PASSED_OVER = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
+"""Segments of a JPEG: those that state its size, and those that may stand before them."""
+
 _JPEG, _JFIF, _TABLES = b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10", b"\xff\xdb"
 
 _TURNS = {
@@ -99,16 +103,36 @@ def decode_into(
     """
     # Pillow knows how to turn an image, and what inks (CMYK, which Adobe's marker goes with) look like. Where
     # the tables follow the JFIF header at once, there is neither marker, and no need to search.
-    if len(data) <= SOON_LARGE_BYTES and (
-        (data.startswith(_JFIF) and data.startswith(_TABLES, 20))
-        or (data.startswith(_JPEG) and b"Exif\0" not in data and b"Adobe" not in data)
+    if (
+        len(data) <= SOON_LARGE_BYTES
+        and (
+            (data.startswith(_JFIF) and data.startswith(_TABLES, 20))
+            or (data.startswith(_JPEG) and b"Exif\0" not in data and b"Adobe" not in data)
+        )
+        and _jpeg_size(data) == row.shape[:2]  # simplejpeg 1.9 leaks 4 KB where the buffer is too small
     ):
         try:
             if simplejpeg.decode_jpeg(data, buffer=row).shape == row.shape:
                 return
         except ValueError:
-            pass  # another size or colour space, or damaged: the longer way knows which
+            pass  # another colour space, or damaged: the longer way knows which
     row[:] = _decode_any(data, len(row), max_pixels, formats)
+
+
+def _jpeg_size(data: bytes | bytearray) -> tuple[int, int] | None:
+    """Height and width of a JPEG that lies as nearly all do; None for others, and for the damaged."""
+    at = 2
+    try:
+        while data[at] == 0xFF:
+            kind = data[at + 1]
+            if kind in _FRAMES:
+                return data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            if kind not in _PASSED_OVER:
+                return None
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+    except IndexError:
+        pass
+    return None
 
 
 def _decode_any(data: bytes | bytearray, size: int, max_pixels: int, formats: tuple[str, ...]) -> np.ndarray:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from tinlab.data.source import Source
 
-_HEX = 64  # characters of a SHA-256
+_AT_ONCE = 8192
+"""Lines that are text at one time."""
 
 
 def file_digests(source: Source) -> np.ndarray:
@@ -31,19 +34,34 @@ def content_digests(source: Source, digests: np.ndarray) -> tuple[str, dict[str,
 
     `digests` is uint8 (rows, 32), the SHA-256 of each file.
     """
-    root = len(source.root)
+    whole = hashlib.sha256()
+    parts: dict[str, Any] = {}
+    for top, text in _lines(source, digests):
+        data = text.encode("utf-8", "surrogateescape")
+        whole.update(data)
+        if top:
+            parts.setdefault(top, hashlib.sha256()).update(data)
+    return whole.hexdigest(), {top: part.hexdigest() for top, part in sorted(parts.items())}
+
+
+def _lines(source: Source, digests: np.ndarray) -> Iterator[tuple[str, str]]:
+    """The lines `SHA256  PATH`, sorted by path, some at a time, after the folder that they are in."""
+    found: Iterator[tuple[str, str]]
     if source.file_digests is not None:
-        lines = [f"{digest}  {path}\n" for path, digest in sorted(source.file_digests.items())]
+        found = ((path, digest) for path, digest in sorted(source.file_digests.items()))
     else:
-        text = digests.tobytes().hex()
-        names = source.names
-        rows = sorted(_rows(source).tolist(), key=names.__getitem__)
-        lines = [f"{text[_HEX * row : _HEX * (row + 1)]}  {source.root}{names[row]}\n" for row in rows]
-    parts: dict[str, list[str]] = {}
-    for line in lines:
-        top, slash, _ = line[_HEX + 2 + root :].partition("/")
-        parts.setdefault(top if slash else "", []).append(line)
-    return _sha256(lines), {top: _sha256(part) for top, part in sorted(parts.items()) if top}
+        rows = source.names.sort(_rows(source))
+        hexes = (digest.tobytes().hex() for start in range(0, len(rows), _AT_ONCE)
+                 for digest in digests[rows[start : start + _AT_ONCE]])  # fmt: skip
+        found = zip(source.names.of_rows(rows), hexes, strict=True)
+    for top, lines in itertools.groupby(found, key=_top):
+        while some := list(itertools.islice(lines, _AT_ONCE)):
+            yield top, "".join(f"{digest}  {source.root}{path}\n" for path, digest in some)
+
+
+def _top(line: tuple[str, str]) -> str:
+    top, slash, _ = line[0].partition("/")
+    return top if slash else ""
 
 
 def _rows(source: Source) -> np.ndarray:
@@ -51,7 +69,3 @@ def _rows(source: Source) -> np.ndarray:
     rows = np.concatenate([source.others, *(samples.rows for samples in source.splits.values())])
     rows.sort()
     return rows
-
-
-def _sha256(lines: Iterable[str]) -> str:
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

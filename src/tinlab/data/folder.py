@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import xxhash
 
 from tinlab.data.members import MAX_MEMBER_BYTES
+from tinlab.data.names import Names
 from tinlab.errors import TinlabError
 
 
@@ -25,10 +27,11 @@ class FolderFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.folders: list[str] = []
-        found: list[tuple[str, int, int]] = []
+        sizes, times = array("q"), array("q")
         waiting = [""]
         seen: set[tuple[int, int]] = set()
-        try:
+
+        def walk() -> Iterator[str]:
             while waiting:
                 inside = waiting.pop()
                 here = path / inside
@@ -46,25 +49,32 @@ class FolderFiles:
                             waiting.append(name)
                         elif entry.is_file():
                             status = entry.stat()
-                            found.append((name, status.st_size, status.st_mtime_ns))
+                            sizes.append(status.st_size)
+                            times.append(status.st_mtime_ns)
+                            yield name
                         else:
                             raise TinlabError(f"{entry.path} is neither a file nor a folder; remove it")
+
+        try:
+            names = Names.of(walk())
         except OSError as error:
             raise TinlabError(
                 f"{error.filename} cannot be read ({error.strerror}); mend its rights"
             ) from error
-        found.sort()
-        self.names = [name for name, _, _ in found]
-        self.total_bytes = sum(size for _, size, _ in found)
-        self.fingerprint = xxhash.xxh3_128_hexdigest(repr(found).encode("utf-8", "surrogateescape"))
+        order = names.sort(np.arange(len(names)))
+        self.names = names.take(order)
+        self.total_bytes = sum(sizes)
+        self.fingerprint = _fingerprint(
+            self.names, *(np.frombuffer(of, np.int64)[order] for of in (sizes, times))
+        )
 
     def read(self, rows: Sequence[int] | np.ndarray) -> Iterator[bytes]:
         """The bytes of each file of `rows`, in that order."""
-        return contents(self.path, (self.names[row] for row in rows))
+        return contents(self.path, self.names.of_rows(np.asarray(rows, dtype=np.int64)))
 
     def parcel(self, rows: np.ndarray) -> bytes:
         """The names of `rows`, for a process that was given `reopening`."""
-        return json.dumps([self.names[row] for row in rows.tolist()]).encode()
+        return json.dumps(self.names.some(rows)).encode()
 
     @property
     def reopening(self) -> dict[str, Any]:
@@ -72,6 +82,18 @@ class FolderFiles:
 
     def close(self) -> None:
         """Nothing stays open between reads."""
+
+
+def _fingerprint(names: Names, sizes: np.ndarray, times: np.ndarray) -> str:
+    """Digest of the list of (name, size, time), as Python writes it."""
+    digest, comma = xxhash.xxh3_128(b"["), ""
+    for start in range(0, len(names), 8192):
+        some = slice(start, start + 8192)
+        files = zip(names.some(some), sizes[some].tolist(), times[some].tolist(), strict=True)
+        digest.update((comma + ", ".join(map(repr, files))).encode("utf-8", "surrogateescape"))
+        comma = ", "
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def contents(folder: str | Path, names: Iterable[str]) -> Iterator[bytes]:

@@ -6,13 +6,15 @@ Each is a function of the names of the files, so that it serves folders and zips
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from tinlab.data.decode import is_image_name
+from tinlab.data.names import Names
 from tinlab.data.pack import UNLABELLED, ClassInfo
 from tinlab.errors import TinlabError
 
@@ -32,8 +34,11 @@ class Samples:
         return len(self.rows)
 
     @staticmethod
-    def of(rows: Sequence[int], labels: Sequence[int]) -> Samples:
-        return Samples(np.array(rows, dtype=np.int64), np.array(labels, dtype=np.int64))
+    def by_class(rows: Sequence[np.ndarray], labels: Sequence[int]) -> Samples:
+        """One class after the other: the rows of each, and its label."""
+        counts = [len(some) for some in rows]
+        every = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        return Samples(every, np.repeat(np.array(labels, np.int64), counts))
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,16 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def official(path: Path, names: Sequence[str], read_text: Callable[[int], str]) -> Layout:
+def official(path: Path, names: Names, read_text: Callable[[int], str]) -> Layout:
     """The official layout: classes in the order of wnids.txt, images in the order of their paths.
 
     `val` is labelled by val/val_annotations.txt, through the names of the classes, or, where somebody has
     sorted its images into class folders, by those. Raises TinlabError, which begins with `path`.
     """
-    row_of = {name: row for row, name in enumerate(names)}
-    if len(row_of) < len(names):
+    if names.repeated() is not None:
         raise TinlabError(f"{path} holds two data sets, one inside the other; take one of them out")
+    # Of the lists and of val alone, whose labels are stated by name.
+    row_of = {n: row for row, n in enumerate(names) if "/" not in n or n.startswith("val/")}
     listed = read_text(row_of["wnids.txt"])
     if len(listed) > MOST_WNIDS_CHARACTERS:
         raise TinlabError(
@@ -69,10 +75,10 @@ def official(path: Path, names: Sequence[str], read_text: Callable[[int], str]) 
         raise TinlabError(f"{path}: wnids.txt lists {twice} twice; remove one of the lines")
     words = _words(read_text(row_of["words.txt"]), label_of) if "words.txt" in row_of else {}
 
-    train: list[tuple[int, str, int]] = []
+    train = [array("q") for _ in wnids]
     val: list[str] = []
-    test: list[tuple[str, int]] = []
-    for name, row in row_of.items():
+    test = array("q")
+    for row, name in enumerate(names):
         if not is_image_name(name):
             continue
         top, _, rest = name.partition("/")
@@ -82,26 +88,26 @@ def official(path: Path, names: Sequence[str], read_text: Callable[[int], str]) 
                 raise TinlabError(
                     f"{path}: train/{wnid} is not a class of wnids.txt; add it there or remove it"
                 )
-            train.append((label_of[wnid], name, row))
+            train[label_of[wnid]].append(row)
         elif top == "val":
             val.append(name)
         elif top == "test":
-            test.append((name, row))
-    train.sort()
-    held = {label for label, _, _ in train}
-    for label, wnid in enumerate(wnids):
-        if label not in held:
+            test.append(row)
+    for wnid, held in zip(wnids, train, strict=True):
+        if not held:
             raise TinlabError(
                 f"{path}: the class {wnid} of wnids.txt has no images in train/{wnid}; add some, or take the"
                 " class out of wnids.txt"
             )
     labels = _val_labels(path, sorted(val), row_of, label_of, read_text)
     splits = {
-        "train": Samples.of([row for _, _, row in train], [label for label, _, _ in train]),
-        "val": Samples.of([row_of[name] for name in labels], list(labels.values())),
+        "train": Samples.by_class([_sorted(names, rows) for rows in train], range(len(wnids))),
+        "val": Samples(
+            np.array([row_of[name] for name in labels], np.int64), np.array([*labels.values()], np.int64)
+        ),
     }
     if test:
-        splits["test"] = Samples.of([row for _, row in sorted(test)], [UNLABELLED] * len(test))
+        splits["test"] = Samples.by_class([_sorted(names, test)], [UNLABELLED])
     return Layout(
         classes=tuple(class_info(path, wnid, words.get(wnid, wnid)) for wnid in wnids),
         splits=splits,
@@ -178,15 +184,15 @@ def _val_labels(
     return {name: stated[name] for name in images}
 
 
-def class_folders(path: Path, names: Sequence[str], folders: Sequence[str], accepted: str) -> Layout:
+def class_folders(path: Path, names: Names, folders: Sequence[str], accepted: str) -> Layout:
     """Folders of classes, below train/ (and val/, test/) or at the top; classes in sorted order.
 
     Images may lie at any depth below the folder of their class. test/ may hold images without classes.
     Raises TinlabError, which begins with `path`.
     """
-    names = ["" if name.startswith("__MACOSX/") else name for name in names]  # a Mac's notes in its zips
     folders = [folder for folder in folders if not folder.startswith("__MACOSX")]
     parts = {name.split("/", 1)[0] for name in names if "/" in name} | {f.split("/", 1)[0] for f in folders}
+    parts.discard("__MACOSX")  # a Mac's notes in its zips
     tops = {"train": "train/"} if "train" in parts else {"train": ""}
     if "train" in parts:
         validation = [name for name in VALIDATION_NAMES if name in parts]
@@ -194,18 +200,22 @@ def class_folders(path: Path, names: Sequence[str], folders: Sequence[str], acce
             raise TinlabError(f"{path} has both {validation[0]}/ and {validation[1]}/; remove one of them")
         tops |= {"val": f"{validation[0]}/"} if validation else {}
         tops |= {"test": "test/"} if "test" in parts else {}
-    found = {split: _by_class(names, top) for split, top in tops.items()}
-    classes = sorted(_subfolders(names, folders, tops["train"]) | found["train"].keys())
+    below = {split: _Below(top, folders) for split, top in tops.items()}
+    for row, name in enumerate(names):
+        if not name.startswith("__MACOSX/"):
+            for of in below.values():
+                of.add(name, row)
+    found = {split: of.images for split, of in below.items()}
+    classes = sorted(below["train"].folders)
     if not classes or not found["train"]:
         raise TinlabError(f"{path} holds no class folders with images in them; {accepted}")
     label_of = {name: label for label, name in enumerate(classes)}
     splits = {}
     notes = []
     for split, top in tops.items():
-        stated = _subfolders(names, folders, top)
+        stated = below[split].folders
         if split == "test" and not stated:
-            loose = sorted((n, r) for r, n in enumerate(names) if n.startswith(top) and is_image_name(n))
-            splits[split] = Samples.of([row for _, row in loose], [UNLABELLED] * len(loose))
+            splits[split] = Samples.by_class([_sorted(names, below[split].loose)], [UNLABELLED])
             continue
         for name in sorted(stated):
             if name not in label_of:
@@ -215,34 +225,42 @@ def class_folders(path: Path, names: Sequence[str], folders: Sequence[str], acce
         missing = [name for name in classes if name not in found[split]]
         if missing:
             notes.append(f"{split} has no images of {len(missing)} classes, {missing[0]} first")
-        rows = [(label_of[name], file, row) for name, files in found[split].items() for file, row in files]
-        rows.sort()
-        splits[split] = Samples.of([row for _, _, row in rows], [label for label, _, _ in rows])
+        rows = [_sorted(names, found[split].get(name, array("q"))) for name in classes]
+        splits[split] = Samples.by_class(rows, range(len(classes)))
     left_out = len(names) - sum(map(len, splits.values()))
     if left_out:
         notes.append(f"{left_out} files were left out, being no images in class folders by their names")
     return Layout(tuple(class_info(path, name, name) for name in classes), splits, notes=tuple(notes))
 
 
-def _by_class(names: Iterable[str], top: str) -> dict[str, list[tuple[str, int]]]:
-    """The images below `top`, as (name, row), by the first folder below it."""
-    found: dict[str, list[tuple[str, int]]] = {}
-    for row, name in enumerate(names):
-        if name.startswith(top) and is_image_name(name):
-            folder, slash, _ = name[len(top) :].partition("/")
-            if slash:
-                found.setdefault(folder, []).append((name, row))
-    return found
+class _Below:
+    """What lies below the folder `top` ('' or with a slash at its end).
+
+    `folders` are those directly below it, the empty ones that are given included, `images` the rows of the
+    images in each of them, and `loose` those of the images beside them.
+    """
+
+    def __init__(self, top: str, folders: Sequence[str]) -> None:
+        self.top = top
+        self.folders = {
+            f[len(top) :].partition("/")[0] for f in folders if f.startswith(top) and f != top[:-1]
+        }
+        self.images: dict[str, array[int]] = {}
+        self.loose = array("q")
+
+    def add(self, name: str, row: int) -> None:
+        if not name.startswith(self.top):
+            return
+        folder, slash, _ = name[len(self.top) :].partition("/")
+        if slash:
+            self.folders.add(folder)
+        if is_image_name(name):
+            (self.images.setdefault(folder, array("q")) if slash else self.loose).append(row)
 
 
-def _subfolders(names: Iterable[str], folders: Iterable[str], top: str) -> set[str]:
-    """The folders directly below `top`, empty ones included."""
-    every = {
-        name[len(top) :].partition("/")[0]
-        for name in names
-        if name.startswith(top) and "/" in name[len(top) :]
-    }
-    return every | {f[len(top) :].partition("/")[0] for f in folders if f.startswith(top) and f != top[:-1]}
+def _sorted(names: Names, rows: array[int]) -> np.ndarray:
+    """`rows`, int64 (n,), in the order of their names."""
+    return names.sort(np.frombuffer(rows, np.int64) if rows else np.empty(0, np.int64))
 
 
 def _others(count: int, splits: dict[str, Samples]) -> np.ndarray:

@@ -37,13 +37,12 @@ _DESCRIPTOR, _UTF8 = 1 << 3, 1 << 11
 class Members:
     """Reads members of the zip `file`, which was opened from `path`, by rows of COLUMNS.
 
-    `table` is the raw central directory, which starts at `table_start`. Not for several threads at once.
+    `table` is the raw central directory, or what was sent of it. Not for several threads at once.
     """
 
-    def __init__(self, path: Path, file: Any, table: bytes, table_start: int) -> None:
+    def __init__(self, path: Path, file: Any, table: bytes) -> None:
         self.path = path
         self.table = table
-        self.table_start = table_start
         self._file = file
 
     def read(self, columns: np.ndarray) -> Iterator[bytes | bytearray]:
@@ -157,6 +156,11 @@ def reopened(reopening: dict[str, Any]) -> Callable[[bytes], Iterator[bytes | by
         raise TinlabError(f"{path} cannot be opened ({error.strerror}); name a readable zip") from error
     if not same:
         raise TinlabError(f"{path} has changed while it was read; pack it again")
-    start, length = reopening["table"]
-    members = Members(path, file, Members(path, file, b"", start).fetch(start, length), start)
-    return lambda parcel: members.read(np.frombuffer(parcel, np.int64).reshape(-1, len(COLUMNS)))
+
+    def read(parcel: bytes) -> Iterator[bytes | bytearray]:
+        count = int.from_bytes(parcel[:8], "little")
+        table_at = 8 * (1 + count * len(COLUMNS))
+        columns = np.frombuffer(parcel[8:table_at], np.int64).reshape(count, len(COLUMNS))
+        return Members(path, file, parcel[table_at:]).read(columns)
+
+    return read

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import io
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tinlab.data.pack import LARGEST_SIZE, Pack, PackInfo, SplitInfo, digest_of_
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.data.source import Source, open_source
 from tinlab.errors import TinlabError
-from tinlab.files import flush_folder, write_json
+from tinlab.files import flush, flush_folder, write_json
 
 OFFICIAL_DIGEST = "be0f13a5b2ae99468fbb724f396af226b83bd5469929439804e3af9ec0e863d4"
 """Content digest of Tiny ImageNet: of its 120,203 files, with paths that begin with tiny-imagenet-200/."""
@@ -62,16 +62,17 @@ def pack(
     """
     out = Path(out)
     _check_settings(image_size, tune_fraction, val_fraction, seed, workers)
-    with _no_collections(), open_source(source) as opened:
+    with open_source(source) as opened:
         settings = {"image_size": image_size, "tune_fraction": tune_fraction, "seed": seed, "rules": RULES}
         if "val" not in opened.splits:
             settings["val_fraction"] = val_fraction
+        with contextlib.suppress(OSError):  # a folder that cannot be read is told of below
+            remove_leftovers(out)
         if _taken(out):
             return _existing(out, opened, settings)
         splits = _held_out(opened, val_fraction, tune_fraction, seed)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(out)
             _check_room(out, sum(map(len, splits.values())) * image_size**2 * 3)
             with scratch_folder(out) as folder:
                 _build(folder, opened, splits, settings, workers or _cpus(), progress)
@@ -85,18 +86,6 @@ def pack(
         except OSError as error:
             raise _unwritable(out, error) from error
     return Pack.open(out)
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Hold back Python's search for cycles: it would go through the lists of names again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _check_settings(
@@ -181,11 +170,11 @@ def _take(
     An image's rank is a hash of its name, so that the choice does not depend on the order of the files, on
     other classes, or on the version of a random generator.
     """
-    names = source.names
-    rank = np.array(
-        [xxhash.xxh3_64_intdigest(f"{purpose} {names[row]}".encode("utf-8", "surrogateescape"), seed)
-         for row in samples.rows.tolist()],
-        dtype=np.uint64,
+    names = source.names.of_rows(samples.rows)
+    rank = np.fromiter(
+        (xxhash.xxh3_64_intdigest(f"{purpose} {name}".encode("utf-8", "surrogateescape"), seed)
+         for name in names),
+        np.uint64, len(samples),
     )  # fmt: skip
     taken = np.zeros(len(samples), dtype=bool)
     by_class = np.lexsort((samples.rows, rank, samples.labels))
@@ -238,15 +227,13 @@ def _build(
             stop = start + len(splits[member])
             infos[member] = SplitInfo(file, start, stop, triple(sums[member][0]), triple(sums[member][1]))
             start = stop
-        labels = io.BytesIO()
-        np.save(labels, np.concatenate([splits[member].labels for member in members]))
-        names = [source.names[row] for member in members for row in splits[member].rows.tolist()]
-        for name, content in (
-            (f"{file}.labels.npy", labels.getvalue()),
-            (f"{file}.names.json", json.dumps(names).encode()),
+        labels = np.concatenate([splits[member].labels for member in members])
+        rows = np.concatenate([splits[member].rows for member in members])
+        for name, parts in (
+            (f"{file}.labels.npy", (_npy_header(labels), labels.data)),
+            (f"{file}.names.json", _json_list(source.names.of_rows(rows))),
         ):
-            _write_flushed(folder / name, content)
-            files[name] = xxhash.xxh3_128_hexdigest(content)
+            files[name] = _write_parts(folder / name, parts)
     if source.file_digests is None:
         read_into(digests, source, source.others)
     content_digest, by_folder = content_digests(source, digests)
@@ -290,9 +277,9 @@ def _write_images(
     """
     paths = [folder / f"{file}.npy" for file in layout]
     rows = [np.concatenate([splits[member].rows for member in members]) for members in layout.values()]
-    headers = [_npy_header((len(every), size, size, 3)) for every in rows]
+    headers = [_image_header(len(every), size) for every in rows]
     for path, header in zip(paths, headers, strict=True):
-        _write_flushed(path, header)
+        _write_parts(path, [header])
     sums = {name: np.zeros((2, 3)) for name in splits}
     blocks: list[dict[int, bytes]] = [{} for _ in paths]
     faults: list[tuple[int, int, str]] = []
@@ -321,25 +308,40 @@ def _write_images(
         raise TinlabError(f"{source.path}: {name} cannot be used, {reason}{more}; mend or remove it")
     files = {}
     for path, header, found in zip(paths, headers, blocks, strict=True):
-        _flush(path)
+        flush(path)
         pieces = (xxhash.xxh3_128_digest(header), *(found[first] for first in sorted(found)))
         files[path.name] = digest_of_digests(pieces)
     return sums, files
 
 
-def _write_flushed(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    _flush(path)
+def _write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Write `parts` one after the other, bring them to the disk, and digest them."""
+    digest = xxhash.xxh3_128()
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+    flush(path)
+    return digest.hexdigest()
 
 
-def _flush(path: Path) -> None:
-    """Bring what was written to `path`, by whatever process, to the disk."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
+def _json_list(texts: Iterator[str]) -> Iterator[bytes]:
+    """A JSON list of `texts`, some at a time."""
+    before = "["
+    while some := list(itertools.islice(texts, 8192)):
+        yield (before + json.dumps(some)[1:-1]).encode()
+        before = ", "
+    yield b"]" if before == ", " else b"[]"
 
 
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The head of an .npy file of uint8 in C order."""
+def _image_header(count: int, size: int) -> bytes:
+    """The head of an .npy of `count` images."""
+    return _npy_header(np.broadcast_to(np.uint8(0), (count, size, size, 3)))
+
+
+def _npy_header(array: np.ndarray) -> bytes:
+    """The head of an .npy file of values like those of `array`, in C order."""
     head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    about = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(head, about)
     return head.getvalue()

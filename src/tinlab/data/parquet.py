@@ -22,6 +22,7 @@ import xxhash
 
 from tinlab.data.layouts import VALIDATION_NAMES, Layout, Samples
 from tinlab.data.members import MAX_MEMBER_BYTES
+from tinlab.data.names import Names
 from tinlab.data.pack import UNLABELLED, ClassInfo
 from tinlab.data.worker import joined
 from tinlab.errors import TinlabError
@@ -33,21 +34,23 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 _BATCH_BYTES = 4 << 20
 _COPIES_BYTES = 128 << 20
 """What the copies of a dictionary's values may fill at a time."""
+_LABELS_AT_ONCE = 1 << 16
 
 
 class ParquetRows:
     """The rows of `files`, one after the other. `read` streams, so it wants rows in ascending order.
 
-    `names[row]` is FILE#ROW. All files must have the same columns. Raises TinlabError.
+    `names[row]` is FILE#ROW. `values` are the labels that occur, and `codes`, int32 (N,), says which of them
+    each row has. All files must have the same columns. Raises TinlabError.
     """
 
     def __init__(self, path: Path, files: Sequence[Path]) -> None:
         self.path = path
         self.files = sorted(files)
-        self.names: list[str] = []
-        self.labels: list[list[Any]] = []
         self._starts = [0]
         stated = []
+        codes: list[np.ndarray] = []
+        code_of: dict[Any, int] = {}
         for file in self.files:
             with self._errors(file), self._open(file) as table:
                 if file == self.files[0]:
@@ -60,15 +63,20 @@ class ParquetRows:
                     raise TinlabError(
                         f"{file} is damaged: it states more rows than it has bytes; copy it anew"
                     )
+                labelled = 0
                 with self._open(file, [self._label]) as labels:
-                    self.labels.append(_labels(labels, self._label))
-                if len(self.labels[-1]) != count:
+                    for batch in labels.iter_batches(_LABELS_AT_ONCE, columns=[self._label]):
+                        codes.append(_coded(batch.column(0), code_of))
+                        labelled += len(codes[-1])
+                if labelled != count:
                     raise TinlabError(f"{file} is damaged: it has fewer labels than rows; copy it anew")
-            self.names.extend(f"{self.relative(file)}#{row}" for row in range(count))
             self._starts.append(self._starts[-1] + count)
             stated.append((self.relative(file), file.stat().st_size, file.stat().st_mtime_ns))
-        if not self.names:
+        if not codes:
             raise TinlabError(f"{path} holds no rows; export the data set again")
+        self.values, self.codes = list(code_of), np.concatenate(codes)
+        counts = zip(map(self.relative, self.files), map(len, map(self.rows_of, self.files)), strict=True)
+        self.names = Names.of(f"{name}#{row}" for name, count in counts for row in range(count))
         self.fingerprint = xxhash.xxh3_128_hexdigest(repr(stated).encode("utf-8", "surrogateescape"))
         self.total_bytes = sum(size for _, size, _ in stated)
         self._rows_at_a_time = max(1, _BATCH_BYTES // (self.total_bytes // len(self.names) + 1))
@@ -198,19 +206,6 @@ def _columns(file: Path, schema: pa.Schema) -> tuple[str, str, list[str] | None]
     return (named or images)[0], label, names
 
 
-def _labels(table: pq.ParquetFile, column: str) -> list[Any]:
-    """The values of the label column, where strings are read as places in a dictionary: one that the file
-    holds once, for any number of rows, is one object here too."""
-    values: list[Any] = []
-    for chunk in table.read(columns=[column])[column].chunks:
-        if not pa.types.is_dictionary(chunk.type):
-            values.extend(chunk.to_pylist())
-            continue
-        known = chunk.dictionary.to_pylist()
-        values.extend(None if place is None else known[place] for place in chunk.indices.to_pylist())
-    return values
-
-
 def safe_rows(about: Any, column: str) -> int:
     """How many rows may be read at once. A value may stand once in a file's dictionary and in any number of
     rows, each of which gets a copy: so it counts how large such a value can be."""
@@ -224,6 +219,15 @@ def safe_rows(about: Any, column: str) -> int:
                 ratio = -(-chunk.total_uncompressed_size // max(1, chunk.total_compressed_size))
                 largest = max(largest, min(dictionary * max(1, ratio), chunk.total_uncompressed_size))
     return max(1, _COPIES_BYTES // largest)
+
+
+def _coded(column: pa.Array, code_of: dict[Any, int]) -> np.ndarray:
+    """int32 (n,): the code of each value of `column`; new values get the next ones."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    values = [*column.dictionary.to_pylist(), None]
+    codes = np.array([code_of.setdefault(value, len(code_of)) for value in values], np.int32)
+    return codes[column.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)]
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -249,28 +253,30 @@ def parquet_layout(rows: ParquetRows) -> Layout:
         files_of.setdefault(_split_of(rows.relative(file)), []).append(at)
     if "train" not in files_of:
         raise TinlabError(f"{rows.path} has no training file; call it train-00000-of-00001.parquet")
-    values = {
-        split: [label for at in files for label in rows.labels[at]] for split, files in files_of.items()
+    rows_of = {
+        split: np.concatenate([np.array(rows.rows_of(rows.files[at])) for at in files])
+        for split, files in files_of.items()
     }
     names = rows.class_names
-    every = range(len(names)) if names is not None else sorted({v for v in values["train"] if v is not None})
+    held = (rows.values[code] for code in np.unique(rows.codes[rows_of["train"]]).tolist())
+    every = range(len(names)) if names is not None else sorted(v for v in held if v is not None)
     label_of = {value: label for label, value in enumerate(every)}
     classes = tuple(ClassInfo(*(2 * [names[v] if names is not None else str(v)])) for v in every)
     splits: dict[str, Samples] = {}
     for split in ("train", "val", "test"):
         if split not in files_of:
             continue
-        numbers = np.concatenate([rows.rows_of(rows.files[at]) for at in files_of[split]])
-        labels = []
-        for row, value in zip(numbers.tolist(), values[split], strict=True):
-            label = label_of.get(value, UNLABELLED)
-            if label == UNLABELLED and not (split == "test" and value in (None, "", UNLABELLED)):
-                what = (
-                    "has no label" if value in (None, "", UNLABELLED) else f"has the unknown label {value!r}"
-                )
-                raise TinlabError(f"{rows.path}: {rows.names[row]} {what}; mend it or take the row out")
-            labels.append(label)
-        splits[split] = Samples.of(numbers.tolist(), labels)
+        numbers = rows_of[split]
+        labels = np.array([label_of.get(value, UNLABELLED) for value in rows.values])[rows.codes[numbers]]
+        for place in np.flatnonzero(labels == UNLABELLED).tolist():
+            value = rows.values[rows.codes[numbers[place]]]
+            missing = value in (None, "", UNLABELLED)
+            if split == "test" and missing:
+                continue
+            what = "has no label" if missing else f"has the unknown label {value!r}"
+            name = rows.names[numbers[place]]
+            raise TinlabError(f"{rows.path}: {name} {what}; mend it or take the row out")
+        splits[split] = Samples(numbers, labels)
     absent = len(classes) - len(np.unique(splits["train"].labels))
     notes = (f"train has no images of {absent} classes",) if absent else ()
     return Layout(classes, splits, notes=notes)

@@ -45,7 +45,7 @@ def scratch_folder(place: Path) -> Iterator[Path]:
 
 def remove_leftovers(place: Path) -> None:
     """Remove the scratch folders of `place` whose owners are dead; leave those of living processes."""
-    if fcntl is None:
+    if fcntl is None or not place.parent.is_dir():
         return
     prefix = f".{place.name}."
     for folder in place.parent.iterdir():

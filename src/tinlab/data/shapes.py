@@ -18,8 +18,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -28,8 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.errors import TinlabError
-from tinlab.files import current_umask, flush_folder
+from tinlab.files import flush_folder
 
 SIZE = 64
 MARKER = "shapes.json"
@@ -171,15 +170,11 @@ def render(
     try:
         _check_replaceable(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
-        try:
+        remove_leftovers(folder)
+        with scratch_folder(folder) as temporary:
             _write_images(temporary, chosen, counts, seed, workers or _cores(), progress)
             _write_lists(temporary, chosen, {**counts, "classes": classes, "seed": seed, "version": VERSION})
-            temporary.chmod(0o777 & ~current_umask())
             _move_into_place(temporary, folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
     except OSError as error:
         raise TinlabError(
             f"{folder} cannot be written ({error.strerror or error}); give another place"
@@ -802,10 +797,13 @@ def _move_into_place(temporary: Path, folder: Path) -> None:
     """Rename `temporary` to `folder`, first taking away what an earlier call left there."""
     _check_replaceable(folder)
     if folder.exists():
-        old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".old"))
-        folder.rename(old / folder.name)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with scratch_folder(folder) as old:
+            folder.rename(old / folder.name)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                (old / folder.name).rename(folder)
+                raise
     else:
         temporary.rename(folder)
     flush_folder(folder.parent)

@@ -24,6 +24,7 @@ import xxhash
 from tinlab.data.archive import ZipArchive
 from tinlab.data.folder import FolderFiles
 from tinlab.data.layouts import Samples, class_folders, official
+from tinlab.data.names import Names
 from tinlab.data.pack import ClassInfo
 from tinlab.errors import TinlabError
 
@@ -78,7 +79,7 @@ class Source:
     classes: tuple[ClassInfo, ...]
     splits: dict[str, Samples]
     store: Store
-    names: Sequence[str]
+    names: Names
     others: np.ndarray
     root: str
     fingerprint: str
@@ -141,7 +142,7 @@ def _open_files(
     name: str,
     container: str,
     store: Store,
-    names: Sequence[str],
+    names: Names,
     folders: Sequence[str],
     fingerprint: str,
 ) -> Source:
@@ -156,15 +157,16 @@ def _open_files(
             )
         return data.decode("utf-8", errors="replace").removeprefix("\ufeff")
 
-    inside = [n.removeprefix(root) for n in names] if root else names
+    inside = names.without(root) if root else names
+    lists = {"wnids.txt", "shapes.json", "val/val_annotations.txt"}.intersection(inside)
     folders = [f.removeprefix(root) for f in folders if f.startswith(root)]
-    if "wnids.txt" in inside:
+    if "wnids.txt" in lists:
         kind, name = f"official_{container}", "tiny-imagenet-200"
-        if "shapes.json" in inside:  # which tinlab.data.shapes leaves in what it draws
+        if "shapes.json" in lists:  # which tinlab.data.shapes leaves in what it draws
             kind, name = "rendered", "shapes"
         layout = official(path, inside, read_text)
         digest_root = "tiny-imagenet-200/"
-    elif "val/val_annotations.txt" in inside:
+    elif "val/val_annotations.txt" in lists:
         raise TinlabError(f"{path}: wnids.txt, the list of classes, is missing; fetch the data set anew")
     else:
         kind = "class_folders"
@@ -187,7 +189,7 @@ def _open_files(
     )
 
 
-def _root_of(names: Sequence[str], folders: Sequence[str]) -> str:
+def _root_of(names: Names, folders: Sequence[str]) -> str:
     """The folder inside an archive that the data set stands in: '' or one that ends with a slash."""
     lists = [n for n in names if n == "wnids.txt" or (n.endswith("/wnids.txt") and n.count("/") == 1)]
     if lists:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tinlab.data.pack import (
 )
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.errors import TinlabError
-from tinlab.files import flush_folder, write_json
+from tinlab.files import flush_folder, refused, write_flushed, write_json
 
 HALVES = ("A", "B")
 
@@ -64,7 +65,8 @@ def subset_pack(pack: Pack, classes: Sequence[str], out: str | Path) -> Pack:
             folder.rename(out)
         flush_folder(out.parent)
     except OSError as error:
-        raise TinlabError(f"{out} cannot be written ({error.strerror}); name another place") from error
+        said = refused(error, out) or f"{out} cannot be written ({error.strerror}); name another place"
+        raise TinlabError(said) from error
     return Pack.open(out)
 
 
@@ -121,7 +123,7 @@ def _write(folder: Path, pack: Pack, chosen: dict[int, ClassInfo]) -> None:
             (f"{file}.labels.npy", labels.getvalue()),
             (f"{file}.names.json", json.dumps(names).encode()),
         ):
-            (folder / name).write_bytes(content)
+            write_flushed(folder / name, content)
             digests[name] = xxhash.xxh3_128_hexdigest(content)
     described = PackInfo(
         name=f"{pack.info.name}, {len(chosen)} classes",
@@ -145,6 +147,11 @@ def _save_images(
     """
     count = sum(len(rows) for _, rows in parts)
     made = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
+    if hasattr(
+        os, "posix_fallocate"
+    ):  # a disk that is full says so here, where it would end the process below
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     step, place = block_rows(size), 0
     sums = []
     for split, rows in parts:

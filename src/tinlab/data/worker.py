@@ -9,7 +9,6 @@ write, then one a task.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import struct
@@ -91,7 +90,6 @@ def unjoined(parcel: bytes) -> Iterator[bytes]:
 
 def main() -> None:
     """Serve the frames on standard input."""
-    gc.disable()  # nothing here makes cycles
     requests = sys.stdin.buffer
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library may print must not get between the frames

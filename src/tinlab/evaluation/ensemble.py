@@ -248,7 +248,8 @@ RULES: dict[str, Rule] = {
 def pairwise_correlation(values: np.ndarray) -> np.ndarray:
     """Pearson's correlation (M, M) of the rows of `values` (M, N); NaN where a row is constant."""
     centred = values - values.mean(axis=1, keepdims=True)
-    length = np.sqrt((centred**2).sum(axis=1))
+    # The mean of equal values may be a rounding away from them.
+    length = np.where(np.ptp(values, axis=1) > 0, np.sqrt((centred**2).sum(axis=1)), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         found = centred @ centred.T / np.outer(length, length)
     return np.clip(found, -1, 1)

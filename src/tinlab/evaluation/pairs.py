@@ -104,9 +104,13 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float | None:
     """Pearson's correlation of (N,) and (N,); None where one of them never varies."""
-    x, y = (np.asarray(values, np.float64) - np.mean(values) for values in (first, second))
-    spread = float(np.sqrt((x**2).sum() * (y**2).sum()))
-    return float((x * y).sum()) / spread if spread > 0 else None
+    values = [np.asarray(of, np.float64) for of in (first, second)]
+    if any(
+        len(of) == 0 or of.min() == of.max() for of in values
+    ):  # their mean may be a rounding away from them
+        return None
+    x, y = (of - of.mean() for of in values)
+    return float((x * y).sum()) / float(np.sqrt((x**2).sum() * (y**2).sum()))
 
 
 def _class_errors(judged: Judged) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor, nn
 
 from tinlab.augment.policy import Policy
@@ -45,7 +45,12 @@ class Predictions:
     def save(self, path: Path) -> None:
         """Write safetensors file `path`, atomically."""
         tensors = {"logits": self.logits, "labels": self.labels, "indices": self.indices}
-        write_atomically(path, lambda place: save_file(tensors, place, metadata=self.about))
+
+        def write(place: Path) -> None:
+            # Not save_file, which makes a temporary file of its own, and a kill would leave it behind.
+            place.write_bytes(save(tensors, metadata=self.about))
+
+        write_atomically(path, write)
 
     @staticmethod
     def load(path: Path) -> Predictions:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tinlab import __version__, runs
 from tinlab.errors import TinlabError
-from tinlab.files import read_text, write_text
+from tinlab.files import only_one, read_text, write_text
 from tinlab.papers.registry import Row
 
 COLUMNS = (
@@ -94,12 +94,15 @@ def record_measures(path: Path, row: Row, values: dict[str, float], of: tuple[st
         "commit": runs.commit() or "",
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
     }
-    before = read_measures(path)
-    kept: list[dict[str, Any]] = [line for name, lines in before.items() if name != row.id for line in lines]
-    kept += [{**about, "measure": measure, "value": f"{value:g}"} for measure, value in values.items()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(kept)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
+    with only_one(path.parent):  # another process may put in another row at the same time
+        before = read_measures(path)
+        kept: list[dict[str, Any]] = [
+            line for name, lines in before.items() if name != row.id for line in lines
+        ]
+        kept += [{**about, "measure": measure, "value": f"{value:g}"} for measure, value in values.items()]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_text(path, text.getvalue())

@@ -1,21 +1,26 @@
-"""RESULTS.md: our numbers beside the papers', a table a paper, made from results.csv and nothing else."""
+"""RESULTS.md: our numbers beside the papers', a table a paper, made from the files in results/ alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from tinlab import recipes
+from tinlab.papers.found import Found, Line, found_of, of_the_rest, words
 from tinlab.papers.length import row_minutes, shown_minutes
 from tinlab.papers.measures import PICTURE, measures_file, read_measures
-from tinlab.papers.registry import PAPERS, WHAT_HELPS, Row, study_recipes
-from tinlab.recipe import Recipe
-from tinlab.recipes import BUDGET, shortened
+from tinlab.papers.pictures import TRANSFER, Picture, pictures
+from tinlab.papers.registry import PAPERS, REMEDY_ROWS, Row, row
+from tinlab.papers.remarks import Remark, missing, read_remarks, remarks_file, shown
+from tinlab.papers.transfer import (
+    STARTS,
+    of_one_network,
+    read_transfer,
+    spreads_of,
+    transfer_file,
+    transfer_minutes,
+)
 from tinlab.results import read_results
-from tinlab.study.comparison import spread
-
-Line = Mapping[str, str]
-"""A row of results.csv."""
 
 LEAK = (
     "Tiny ImageNet's images, those of val among them, are images of ImageNet, made smaller. A network that "
@@ -25,118 +30,124 @@ LEAK = (
 
 INTRODUCTION = """# Results
 
-`tinlab results` writes this page from results/results.csv and results/measures.csv; nothing here is typed by
-hand.
+`tinlab results` writes this page from the files in results/. No number is typed: those in the remarks too are
+computed from the rows.
 
 **Ours** is top-1 in percent on the official validation set, of the weights after the last step, without
 test-time augmentation; nothing was selected on it. With one seed the bounds are a 95% bootstrap interval over
 the images, with more it is the mean, the standard deviation and the number of seeds. **Train** is the
 accuracy over the last pass, as it was trained. Minutes are those of the training steps. The labels of the
 challenge's test set were never published, so what a paper reports on test has nothing of ours beside it but
-val. A row says how much of the recipe's length was run where that was not all of it. What was never run says
-how to run it, and how long two cores of an AMD EPYC take for it by the measured speed of its network.
+val. `budget` says how much of the recipe's length was run where that was not all of it; the longest run has
+the row. What was never run says how to run it, and how long two cores of an AMD EPYC take for it by the
+measured speed of its network. Pictures that show images of the data set (errors, saliency, filters with what
+excites them, classes) are not kept here: their command makes them.
+
+Where each number stands in its paper, and what of each recipe is stated, inferred, assumed or ours:
+[docs/papers.md](docs/papers.md). Which remedies help, one at a time:
+[docs/what-helps.md](docs/what-helps.md).
 """
-
-
-@dataclass(frozen=True)
-class Found:
-    """What results.csv has of a recipe: its lines, all of one length; `budget` says of which, or is empty."""
-
-    budget: str
-    lines: tuple[Line, ...]
-
-
-def results_page(results: Path) -> str:
-    """The page, as Markdown, from `results` and the measures.csv beside it."""
-    lines, measures = read_results(results), read_measures(measures_file(results))
-    parts = [INTRODUCTION]
-    told: set[str] = set()
-    leaking: list[str] = []
-    for paper in PAPERS:
-        rows: list[str] = []
-        for row in paper.rows:
-            shown = _rows(row, lines, measures.get(row.id, []), told)
-            if row.saw_imagenet:
-                leaking += shown
-                rows.append(f"| {row.id} | {row.what} | {said(row)} | {_BELOW} | | | |")
-            else:
-                rows += shown
-        parts.append(f"\n## {paper.title}\n\n{paper.about}\n\n{_table(rows)}")
-        figures = [
-            f"\n![{row.what}: top-1 error over epochs]({place})\n"
-            for row in paper.rows
-            if (place := figure_of(row, results, lines)) is not None
-        ]
-        parts += figures
-    parts.append(f"\n## Networks that saw ImageNet's weights\n\n{LEAK}\n\n{_table(leaking)}")
-    known = told | {recipe.digest for recipe in study_recipes("what_helps")}
-    others = [
-        _line(line["recipe"], "", "", found)
-        for found in of_the_rest(lines, known)
-        for line in found.lines[:1]
-    ]
-    if others:
-        parts.append(f"\n## Others\n\nNetworks of no paper.\n\n{_table(others)}")
-    parts.append("\nWhich remedies help, one at a time: [docs/what-helps.md](docs/what-helps.md).\n")
-    return "".join(parts)
-
 
 _BELOW = "[below](#networks-that-saw-imagenets-weights)"
 _HEAD = "| row | experiment | reported | ours | train | minutes | how |\n" + 7 * "| --- " + "|\n"
 
 
+def results_page(results: Path) -> str:
+    """The page, as Markdown, from `results` and the files beside it."""
+    lines, measures = read_results(results), read_measures(measures_file(results))
+    drawn = pictures(results)
+    every = read_remarks(remarks_file(results))
+    remarks = [(remark, text) for remark in every if (text := shown(remark, lines, measures)) is not None]
+    parts = [INTRODUCTION]
+    told: set[str] = set()
+    leaking: list[str] = []
+    leaking_rows: list[Row] = []
+    for paper in PAPERS:
+        rows: list[str] = []
+        own: list[Row] = []
+        for one in paper.rows:
+            found = _rows(one, lines, measures.get(one.id, []), told)
+            if one.saw_imagenet:
+                leaking += found
+                leaking_rows.append(one)
+                rows.append(f"| {one.id} | {one.what} | {said(one)} | {_BELOW} | | | |")
+            else:
+                rows += found
+                own.append(one)
+        parts.append(f"\n## {paper.title}\n\n{paper.about}\n\n{_table(rows)}")
+        parts += _remarks(own, remarks)
+        if paper.key == "shcherbina":
+            parts += [_table_2(lines, measures), _table_3(measures)]
+        parts += _figures(own, drawn)
+    parts.append(_open_questions(every, remarks, lines))
+    parts.append(_transfer(results, drawn))
+    parts.append(f"\n## Networks that saw ImageNet's weights\n\n{LEAK}\n\n{_table(leaking)}")
+    parts += _remarks(leaking_rows, remarks)
+    parts += _figures(leaking_rows, drawn)
+    for one in REMEDY_ROWS:
+        _rows(one, lines, [], told)
+    others = [_line(found.lines[0]["recipe"], "", "", found) for found in of_the_rest(lines, told)]
+    if others:
+        parts.append(f"\n## Others\n\nNetworks of no paper.\n\n{_table(others)}")
+    return "".join(parts)
+
+
 def _table(rows: Iterable[str]) -> str:
-    return _HEAD + "".join(f"{row}\n" for row in rows)
+    return _HEAD + "".join(f"{one}\n" for one in rows)
 
 
-def _rows(row: Row, lines: Sequence[Line], measured: Sequence[Line], told: set[str]) -> list[str]:
-    """A line for the recipe or the command of `row`, or one for each measured recipe of its study; what was
+def _figures(rows: Sequence[Row], drawn: Mapping[str, Picture]) -> list[str]:
+    return [f"\n![{drawn[one.id].words}]({drawn[one.id].place})\n" for one in rows if one.id in drawn]
+
+
+def _remarks(rows: Sequence[Row], remarks: Sequence[tuple[Remark, str]]) -> list[str]:
+    """The remarks on `rows` that answer no open question, in the rows' order."""
+    return [
+        f"\n**{one.id}.** {' '.join(found)}\n"
+        for one in rows
+        if (found := [text for remark, text in remarks if remark.row == one.id and not remark.question])
+    ]
+
+
+def _open_questions(
+    every: Sequence[Remark], remarks: Sequence[tuple[Remark, str]], lines: Sequence[Line]
+) -> str:
+    """What the papers left open, and what the numbers say about it."""
+    questions = list(dict.fromkeys(remark.question for remark in every if remark.question))
+    if not questions:
+        return ""
+    parts = ["\n## What the papers left open\n"]
+    for question in questions:
+        texts = [text for remark, text in remarks if remark.question == question]
+        if not texts:
+            first = next(remark for remark in every if remark.question == question)
+            todo = "; ".join(how_to_run(row(name)) for name in missing(first, lines))
+            texts = [f"Not answered yet; to run: {todo or 'the same share of each length'}."]
+        parts.append(f"\n**{question}** {' '.join(texts)}\n")
+    return "".join(parts)
+
+
+def _rows(row_: Row, lines: Sequence[Line], measured: Sequence[Line], told: set[str]) -> list[str]:
+    """A line for the recipe or the command of `row_`, or one for each measured recipe of its study; what was
     found is added to `told`, by the recipes' digests."""
-    if row.command:
-        return [_command_row(row, measured)]
-    shown: list[str] = []
-    recipes = row.recipes
-    for recipe in recipes:
-        name = row.id if len(recipes) == 1 else f"{row.id}: {recipe.summary}"
-        for found in found_of(recipe, lines):
-            told |= {line["recipe_digest"] for line in found.lines}
-            shown.append(_line(name, row.what if len(recipes) == 1 else "", said(row), found))
-    return shown or [f"| {row.id} | {row.what} | {said(row)} | {not_yet(row)} | | | |"]
-
-
-def found_of(recipe: Recipe, lines: Sequence[Line]) -> list[Found]:
-    """What there is of `recipe`: at its full length, and at each fraction of it, the longest first."""
-    found = []
-    full = tuple(line for line in lines if line["recipe_digest"] == recipe.digest and line["split"] == "val")
-    if full:
-        found.append(Found("", full))
-    shorter: dict[str, list[Line]] = {}
-    for line in lines:
-        named = BUDGET.search(line["recipe"])
-        if named is None or line["split"] != "val" or line["recipe_digest"] == recipe.digest:
-            continue
-        if shortened(recipe, float(named[1])).digest == line["recipe_digest"]:
-            shorter.setdefault(named[1], []).append(line)
-    for share in sorted(shorter, key=float, reverse=True):
-        group = shorter[share]
-        found.append(Found(group[0]["budget"], tuple(group)))
-    return found
-
-
-def of_the_rest(lines: Sequence[Line], known: set[str]) -> list[Found]:
-    """The recipes in results.csv that no row stands for, in the file's order."""
-    groups: dict[str, list[Line]] = {}
-    for line in lines:
-        if line["recipe_digest"] not in known and line["split"] == "val":
-            groups.setdefault(line["recipe_digest"], []).append(line)
-    return [Found(group[0]["budget"], tuple(group)) for group in groups.values()]
+    if row_.command:
+        return [_command_row(row_, measured)]
+    several = row_.study is not None
+    shown_: list[str] = []
+    for recipe in row_.recipes:
+        groups = found_of(recipe, lines)
+        told |= {line["recipe_digest"] for found in groups for line in found.lines}
+        for found in groups[:1]:
+            name = f"{row_.id}: {words(recipe)}" if several else row_.id
+            shown_.append(_line(name, "" if several else row_.what, said(row_), found))
+    missing = len(row_.recipes) - len(shown_)
+    if shown_ and missing:
+        shown_.append(f"| {row_.id} | {row_.what} | | {missing} more {not_yet(row_)} | | | |")
+    return shown_ or [f"| {row_.id} | {row_.what} | {said(row_)} | {not_yet(row_)} | | | |"]
 
 
 def _line(name: str, what: str, reported: str, found: Found) -> str:
     first = found.lines[0]
-    ours = shown_value(found)
-    train = _mean([float(line["train_top1_percent"]) for line in found.lines])
-    minutes = _mean([float(line["train_minutes"]) for line in found.lines])
     digests = sorted({line["recipe_digest"] for line in found.lines})
     commits = sorted({line["commit"] for line in found.lines})
     hardware = sorted({line["hardware"] for line in found.lines})
@@ -144,124 +155,172 @@ def _line(name: str, what: str, reported: str, found: Found) -> str:
         f"{'; '.join(hardware)}; torch {first['torch']}, tinlab {first['tinlab']}; recipe "
         f"`{' '.join(digests)}`, commit `{' '.join(commits)}`"
     )
-    return f"| {name} | {what} | {reported} | {ours} | {train} | {minutes} | {how} |"
+    train, minutes = found.mean("train_top1_percent"), found.mean("train_minutes")
+    return f"| {name} | {what} | {reported} | {shown_value(found)} | {train:.1f} | {minutes:.1f} | {how} |"
 
 
 def shown_value(found: Found) -> str:
     """`35.91 (34.98 to 36.86)`, or `35.91 ± 0.20 (n = 3)`; and its length, where that is not the whole."""
-    values = spread([float(line["top1_percent"]) for line in found.lines])
-    first = found.lines[0]
+    values = found.spread
     if values.deviation is None:
-        text = (
-            f"{values.mean:.2f} ({float(first['top1_low_percent']):.2f} to "
-            f"{float(first['top1_high_percent']):.2f})"
-        )
+        low, high = found.interval
+        text = f"{values.mean:.2f} ({low:.2f} to {high:.2f})"
     else:
         text = f"{values.mean:.2f} ± {values.deviation:.2f} (n = {values.n})"
-    return f"{text}, after {found.budget}" if found.budget else text
+    return f"{text}; budget: {found.budget}" if found.budget else text
 
 
-def _mean(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.1f}"
-
-
-def _command_row(row: Row, measured: Sequence[Line]) -> str:
+def _command_row(row_: Row, measured: Sequence[Line]) -> str:
     if not measured:
-        return f"| {row.id} | {row.what} | {said(row)} | {not_yet(row)} | | | |"
+        return f"| {row_.id} | {row_.what} | {said(row_)} | {not_yet(row_)} | | | |"
     first = measured[0]
     if first["measure"] == PICTURE:
-        ours = f"made; `tinlab reproduce {row.id}`"
+        ours = f"made; `tinlab reproduce {row_.id}`"
     else:
         ours = ", ".join(f"{measure_words(line['measure'])} {float(line['value']):g}" for line in measured)
     how = f"{first['hardware']}; torch {first['torch']}, tinlab {first['tinlab']}; commit `{first['commit']}`"
     if first["of"]:
         how += f"; of recipe `{first['of']}`"
-    return f"| {row.id} | {row.what} | {said(row)} | {ours} | | | {how} |"
+    return f"| {row_.id} | {row_.what} | {said(row_)} | {ours} | | | {how} |"
 
 
-def said(row: Row) -> str:
+def said(row_: Row) -> str:
     """What the paper reports, in its order: numbers, and words."""
-    numbers = [f"{measure_words(name)} {value:g}" for name, value in row.numbers.items()]
-    return "; ".join(part for part in (", ".join(numbers), row.says) if part) or "no number"
+    numbers = [f"{measure_words(name)} {value:g}" for name, value in row_.numbers.items()]
+    return "; ".join(part for part in (", ".join(numbers), row_.says) if part) or "no number"
 
 
 def measure_words(measure: str) -> str:
     """A measure's name for people: val_top1_percent -> val, poster_test_top1_percent -> poster test."""
-    words = measure.replace("_top1_percent", "").replace("top1_percent", "").replace("_", " ").strip()
-    return words or "top-1"
+    text = measure.replace("_top1_percent", "").replace("top1_percent", "").replace("_", " ").strip()
+    return text or "top-1"
 
 
-def not_yet(row: Row) -> str:
-    """How to run what was never run, and how long it takes."""
-    if row.command:
-        after = f", after {', '.join(row.needs)}" if row.needs else ""
-        return f"not yet run: `tinlab reproduce {row.id}`{after}"
-    seeds = len(row.seeds)
-    about = shown_minutes(row_minutes(row)) + (f" for {seeds} seeds" if seeds > 1 else "")
-    return f"not yet run: `tinlab reproduce {row.id}`, about {about}"
+def not_yet(row_: Row) -> str:
+    """What stands where a number would, for what was never run."""
+    return f"not yet run: {how_to_run(row_)}"
 
 
-def figure_of(row: Row, results: Path, lines: Sequence[Line]) -> str | None:
-    """Where the curve of a measured recipe's row is drawn, from the page; None where nothing was measured."""
-    if curve_of(row, results, lines) is None:
-        return None
-    return f"results/figures/{row.id}.png"
+def how_to_run(row_: Row) -> str:
+    """How to run a row, and how long it takes."""
+    if row_.command:
+        after = f", after {', '.join(row_.needs)}" if row_.needs else ""
+        return f"`tinlab reproduce {row_.id}`{after}"
+    seeds = len(row_.seeds)
+    about = shown_minutes(row_minutes(row_)) + (f" for {seeds} seeds" if seeds > 1 else "")
+    return f"`tinlab reproduce {row_.id}`, about {about}"
 
 
-def curve_of(row: Row, results: Path, lines: Sequence[Line]) -> Path | None:
-    """The curve of the longest run of the row's recipe, that of its first seed."""
-    for recipe in row.recipes if row.recipe is not None else ():
-        for found in found_of(recipe, lines):
-            line = min(found.lines, key=lambda one: int(one["seed"]))
-            path = results.parent / "curves" / f"{line['recipe']}-s{line['seed']}.csv"
-            if path.is_file():
-                return path
-    return None
-
-
-def what_helps_page(results: Path) -> str:
-    """docs/what-helps.md: each remedy alone against Sun's vanilla network, from `results`."""
-    lines = read_results(results)
-    recipes = study_recipes("what_helps")
-    baseline = _longest(recipes[0], lines)
-    rows = []
-    for recipe in recipes:
-        found = _longest(recipe, lines)
-        remedy = recipe.summary.removeprefix("sun_vanilla with ") if recipe is not recipes[0] else "none"
-        if found is None:
-            rows.append(f"| {remedy} | not yet run | | | | |")
+def unexplained(results: Path) -> list[str]:
+    """The rows measured at full length whose top-1 on val is below what its paper's stands beside it, and
+    which no remark is shown under."""
+    lines, measures = read_results(results), read_measures(measures_file(results))
+    remarks = read_remarks(remarks_file(results))
+    found = []
+    for one in (one for paper in PAPERS for one in paper.rows if one.recipe is not None):
+        full = [group for group in found_of(one.recipes[0], lines) if group.share == 1]
+        if not full or one.beside_val is None or full[0].mean() >= one.beside_val:
             continue
-        value, train = _of(found, "top1_percent"), _of(found, "train_top1_percent")
-        gain = ""
-        if recipe is not recipes[0] and baseline is not None and baseline.budget == found.budget:
-            gain = f"{value - _of(baseline, 'top1_percent'):+.2f}"
-        cells = (f"{train:.1f}", f"{train - value:.1f}", f"{_of(found, 'train_minutes'):.1f}")
-        rows.append(f"| {remedy} | {shown_value(found)} | {gain} | {' | '.join(cells)} |")
-    minutes, seeds = shown_minutes(row_minutes(WHAT_HELPS)), len(WHAT_HELPS.seeds)
-    return _WHAT_HELPS.format(rows="\n".join(rows), minutes=minutes, seeds=seeds)
+        if not any(remark.row == one.id and shown(remark, lines, measures) for remark in remarks):
+            found.append(one.id)
+    return found
 
 
-_WHAT_HELPS = """# What helps against overfitting
+def _table_2(lines: Sequence[Line], measures: Mapping[str, Sequence[Line]]) -> str:
+    """Shcherbina's table 2 with ours beside it, of the networks that were measured; the ensemble's too."""
+    names = ("shcherbina_convnet9", "shcherbina_vgglike", "shcherbina_vgg16")
+    found = {name: next(iter(found_of(row(name).recipes[0], lines)), None) for name in names}
+    if not any(found.values()):
+        return ""
+    rows = []
+    for name, own in found.items():
+        numbers = [row(name).numbers[f"{which}_top1_percent"] for which in ("train", "val", "test")]
+        train, val, test = (f"{number:.1f}" for number in numbers)
+        ours = (f"{own.mean('train_top1_percent'):.1f}", shown_value(own)) if own else ("", "not yet run")
+        rows.append(f"| {name} | {train} | {ours[0]} | {val} | {ours[1]} | {test} |")
+    ensemble = next(
+        (line for line in measures.get("shcherbina_ensemble", ()) if line["measure"] == "val_top1_percent"),
+        None,
+    )
+    val = f"{float(ensemble['value']):.2f}" if ensemble else "not yet run"
+    test = f"{row('shcherbina_ensemble').numbers['test_top1_percent']:.1f}"
+    rows.append(f"| shcherbina_ensemble | | | | {val} | {test} |")
+    head = (
+        "| network | train, hers | train, ours | val, hers | val, ours | test, hers |\n"
+        + 6 * "| --- "
+        + "|\n"
+    )
+    return "\n### Her table 2, ours beside hers\n\n" + head + "\n".join(rows) + "\n"
 
-`tinlab results` writes this page from results/results.csv.
 
-Sun's vanilla network (ResNet-34, no augmentation, 15 epochs) learns its training images by heart. Each row
-changes one thing about it and leaves the length as it is, so that a remedy that needs more time to pay is
-shown at a disadvantage. **Val** is top-1 in percent; the **gain**, in percentage points, is over the first
-row at the same length; the **gap** is by how much the training accuracy, as it was trained, is above val.
+def _table_3(measures: Mapping[str, Sequence[Line]]) -> str:
+    """Shcherbina's table 3 with ours beside it, where ours were counted."""
+    ours = {
+        name: {line["measure"]: float(line["value"]) for line in measures[name]}
+        for name in ("shcherbina_classes", "shcherbina_classes_scratch")
+        if name in measures
+    }
+    if not ours:
+        return ""
+    networks = {"shcherbina_classes": "ours, VGG-16", "shcherbina_classes_scratch": "ours, convnet9"}
+    head = "| class | hers, VGG-16 | " + " | ".join(networks[name] for name in ours) + " |\n"
+    head += (2 + len(ours)) * "| --- " + "|\n"
+    rows = [
+        f"| {measure_words(measure).removesuffix(' errors')} | {value:g} | "
+        + " | ".join(f"{values[measure]:g}" for values in ours.values())
+        + " |\n"
+        for measure, value in row("shcherbina_classes").numbers.items()
+    ]
+    about = "Images that were got wrong, of 50 of val: her five best classes and her five worst ones.\n\n"
+    return "\n### Her table 3, ours beside hers\n\n" + about + head + "".join(rows)
 
-| remedy | val | gain | train | gap | minutes |
-| --- | --- | --- | --- | --- | --- |
-{rows}
 
-`tinlab reproduce what_helps --add-results` runs what is missing: about {minutes} in all on two cores, for
-{seeds} seeds; with `--budget 0.1` a tenth of it.
+_TRANSFER = """
+## Transfer: half of the classes to the other half
+
+A network learns half of the classes (A), and is then fine-tuned on the other half (B): its new classifier
+alone for a fifth of the steps, then all of it at a tenth of the rate. Beside it the same network learns B
+from scratch, from the same images, in as many steps. Top-1 in percent on B's validation images, with bounds
+as above. Here no network has seen what it is measured on, which cannot be said of ImageNet's weights.
 """
 
 
-def _longest(recipe: Recipe, lines: Sequence[Line]) -> Found | None:
-    return next(iter(found_of(recipe, lines)), None)
-
-
-def _of(found: Found, column: str) -> float:
-    return sum(float(line[column]) for line in found.lines) / len(found.lines)
+def _transfer(results: Path, drawn: Mapping[str, Picture]) -> str:
+    """The table and the curve of `tinlab transfer`."""
+    rows = of_one_network(read_transfer(transfer_file(results)))
+    if not rows:
+        minutes = transfer_minutes(recipes.find("fast_cpu"))
+        about = "" if minutes is None else f", about {shown_minutes(minutes)} for a seed"
+        return f"{_TRANSFER}\nNot yet run: `tinlab transfer --add-results`{about}.\n"
+    found = spreads_of(rows)
+    (first, *_) = rows
+    head = "| images a class | from A | from scratch | gain | minutes | seeds |\n" + 6 * "| --- " + "|\n"
+    parts = [_TRANSFER, "\n", head]
+    for count, starts in found.items():
+        if count == 0:
+            continue
+        cells = []
+        for start in STARTS:
+            if start not in starts:
+                cells.append("not yet run")
+                continue
+            over, low, high = starts[start]
+            bounds = f"({low:.2f} to {high:.2f})" if over.deviation is None else f"± {over.deviation:.2f}"
+            cells.append(f"{over.mean:.2f} {bounds}")
+        both = all(start in starts for start in STARTS)
+        gain = f"{starts[STARTS[0]][0].mean - starts[STARTS[1]][0].mean:+.2f}" if both else ""
+        own = [one for one in rows if int(one["images_per_class"]) == count]
+        minutes = sum(float(one["train_minutes"]) for one in own) / len(own)
+        seeds = len({one["seed"] for one in own})
+        parts.append(f"| {count} | {cells[0]} | {cells[1]} | {gain} | {minutes:.1f} | {seeds} |\n")
+    hardware = "; ".join(sorted({one["hardware"] for one in rows}))
+    commits = " ".join(sorted({one["commit"] for one in rows}))
+    share = "" if first["share"] == "1" else f" at {first['share']} of each length"
+    parts.append(
+        f"\nThe network is `{first['network']}`{share} (recipe `{first['recipe_digest']}`). On A's own "
+        f"validation images it reaches {found[0]['A itself'][0].mean:.2f}%. Minutes are those of one "
+        f"training on B; {hardware}; torch {first['torch']}, tinlab {first['tinlab']}; commit `{commits}`.\n"
+    )
+    if TRANSFER in drawn:
+        parts.append(f"\n![{drawn[TRANSFER].words}]({drawn[TRANSFER].place})\n")
+    return "".join(parts)

@@ -54,6 +54,12 @@ class Row:
         return self.reported
 
     @property
+    def beside_val(self) -> float | None:
+        """What ours on val stands beside, in percent: the paper's on val, or its only number, or on test."""
+        names = ("val_top1_percent", "top1_percent", "test_top1_percent")
+        return next((self.numbers[name] for name in names if name in self.numbers), None)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds that are run where nobody says."""
         return STUDIES[self.study]().seeds if self.study is not None else (0,)
@@ -79,6 +85,23 @@ class Paper:
     about: str
     rows: tuple[Row, ...]
 
+
+CLASS_ERRORS: dict[str, tuple[str | int, ...]] = {
+    f"{name}_errors": ("errors_of", wnid)
+    for name, wnid in (
+        ("goldfish", "n01443537"),
+        ("school_bus", "n04146614"),
+        ("bullet_train", "n02917067"),
+        ("monarch", "n02279972"),
+        ("ladybug", "n02165456"),
+        ("umbrella", "n04507155"),
+        ("punch_bag", "n04023962"),
+        ("wooden_spoon", "n04597913"),
+        ("syringe", "n04376876"),
+        ("plunger", "n03970156"),
+    )
+}
+"""Shcherbina's table 3: how often images of her best five and worst five classes are got wrong."""
 
 PAPERS = (
     Paper(
@@ -202,6 +225,18 @@ PAPERS = (
             Row("yu_inception", "GoogLeNet, retrained from ImageNet's weights", recipe="yu_inception"),
             Row("yu_resnet20", "ResNet-20 of bottlenecks", recipe="yu_resnet20"),
             Row("yu_squeezenet", "SqueezeNet", recipe="yu_squeezenet", says="described, no number"),
+            Row(
+                "yu_tuned",
+                "future direction: ResNet-20 in as many epochs, tuned as is usual today",
+                recipe="yu_tuned",
+                says="not done there",
+            ),
+            Row(
+                "yu_gap",
+                "what ResNet-20's number could rest on: the decay, the images' size",
+                study="yu_gap",
+                says="open there",
+            ),
         ),
     ),
     Paper(
@@ -285,21 +320,7 @@ PAPERS = (
                 "shcherbina_classes",
                 "validation errors a class, best five and worst five (table 3, figure 7)",
                 command="tinlab evaluate {shcherbina_vgg16} --classes --json",
-                measures={
-                    f"{name}_errors": ("errors_of", wnid)
-                    for name, wnid in (
-                        ("goldfish", "n01443537"),
-                        ("school_bus", "n04146614"),
-                        ("bullet_train", "n02917067"),
-                        ("monarch", "n02279972"),
-                        ("ladybug", "n02165456"),
-                        ("umbrella", "n04507155"),
-                        ("punch_bag", "n04023962"),
-                        ("wooden_spoon", "n04597913"),
-                        ("syringe", "n04376876"),
-                        ("plunger", "n03970156"),
-                    )
-                },
+                measures=CLASS_ERRORS,
                 reported={
                     "goldfish_errors": 4,
                     "school_bus_errors": 6,
@@ -313,6 +334,29 @@ PAPERS = (
                     "plunger_errors": 42,
                 },
                 says="of 50 images each, by VGG-16",
+            ),
+            Row(
+                "shcherbina_class_images",
+                "images of the best and of the worst classes, on the run's page (figure 7)",
+                command="tinlab report {shcherbina_vgg16} --json",
+                says="a figure",
+            ),
+            Row(
+                "shcherbina_saliency_scratch",
+                "the saliency maps of the two networks from scratch (figure 5)",
+                command=(
+                    "tinlab explain {shcherbina_convnet9} {shcherbina_vgglike} --methods "
+                    "saliency,saliency_positive,saliency_negative --out "
+                    "{out}/shcherbina_saliency_scratch.png --json"
+                ),
+                says="a figure",
+            ),
+            Row(
+                "shcherbina_classes_scratch",
+                "errors in the same ten classes of the nine-layer ConvNet from scratch (table 3)",
+                command="tinlab evaluate {shcherbina_convnet9} --classes --json",
+                measures=CLASS_ERRORS,
+                says="by VGG-16 alone, as above",
             ),
             Row(
                 "shcherbina_convnet9_plain",
@@ -332,6 +376,12 @@ PAPERS = (
                 says="not done there",
             ),
             Row(
+                "shcherbina_untargeted",
+                "what targeting is compared with: all classes augmented alike",
+                recipe="shcherbina_untargeted",
+                says="not done there",
+            ),
+            Row(
                 "shcherbina_pruned",
                 "future work: pruning and retraining",
                 recipe="shcherbina_pruned",
@@ -343,11 +393,17 @@ PAPERS = (
 """The papers in the order of their names here, each with its rows in its own order."""
 
 WHAT_HELPS = Row("what_helps", "Sun's vanilla network with one remedy at a time", study="what_helps")
+WHAT_HELPS_SMALL = Row(
+    "what_helps_small", "the same with 50 images a class, in a tenth of the steps", study="what_helps_small"
+)
+
+REMEDY_ROWS = (WHAT_HELPS, WHAT_HELPS_SMALL)
+"""One remedy at a time, on all images and on few."""
 
 
 def every_row() -> tuple[Row, ...]:
-    """All rows of all papers, and the ablation."""
-    return (*(row for paper in PAPERS for row in paper.rows), WHAT_HELPS)
+    """All rows of all papers, and the ablations."""
+    return (*(row for paper in PAPERS for row in paper.rows), *REMEDY_ROWS)
 
 
 def row(name: str) -> Row:

@@ -27,6 +27,7 @@ from tinlab.study.trial import find_run
 from tinlab.training import loop
 
 Say = Callable[[str], None]
+Finished = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,29 @@ class Reproduced:
     """A line for each run of a study that failed."""
 
 
-def reproduce(row_: Row, how: How, *, say: Say = print, watch: loop.Watcher | None = None) -> Reproduced:
+def reproduce(
+    row_: Row,
+    how: How,
+    *,
+    say: Say = print,
+    watch: loop.Watcher | None = None,
+    finished: Finished = lambda run: None,
+) -> Reproduced:
     """Run `row_` in `how.out`: what is finished stays, what was stopped goes on.
 
-    Raises what `loop.train` and `run_study` raise, and TinlabError where a command fails, or the runs that it
-    looks at are not there.
+    `finished` is told the folder of each run as it ends, or is found to have ended, before the next one
+    begins. Raises what `loop.train` and `run_study` raise, and TinlabError where a command fails, or the runs
+    that it looks at are not there.
     """
     if row_.recipe is not None:
         recipe = how.recipe(recipes.find(row_.recipe))
-        return Reproduced(row_, tuple(_trained(recipe, how, seed, say, watch) for seed in _seeds(row_, how)))
+        runs = []
+        for seed in _seeds(row_, how):
+            runs.append(_trained(recipe, how, seed, say, watch))
+            finished(runs[-1])
+        return Reproduced(row_, tuple(runs))
     if row_.study is not None:
-        return _studied(row_, how, say)
+        return _studied(row_, how, say, finished)
     return _commanded(row_, how, say)
 
 
@@ -99,7 +112,7 @@ def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: loop.Watcher 
     return run.path
 
 
-def _studied(row_: Row, how: How, say: Say) -> Reproduced:
+def _studied(row_: Row, how: How, say: Say, finished: Finished) -> Reproduced:
     assert row_.study is not None
     study = with_budget(STUDIES[row_.study](), how.fraction)
     bases = tuple(
@@ -114,7 +127,15 @@ def _studied(row_: Row, how: How, say: Say) -> Reproduced:
             "seeds": _seeds(row_, how),
         }
     )
-    done = run_study(changed, how.out / changed.name, how.settings, jobs=how.jobs, say=say)
+    folder = how.out / changed.name
+    done = run_study(
+        changed,
+        folder,
+        how.settings,
+        jobs=how.jobs,
+        say=say,
+        finished=lambda one: finished(folder / str(one.run)),
+    )
     runs = tuple(done.folder / one.run for one in done.rows if one.run and one.status == "finished")
     failed = tuple(outcome(one) for one in done.rows if one.status != "finished")
     return Reproduced(row_, runs, failed=failed)
@@ -166,7 +187,7 @@ def finished_run(needed: Row, how: How, pack_digest: str) -> Run:
 
 def status(row_: Row, lines: Sequence[dict[str, str]], measured: bool, out: Path) -> str:
     """How a row stands: by what is in results.csv and measures.csv, then by the runs in `out`."""
-    from tinlab.papers.page import found_of
+    from tinlab.papers.found import found_of
     from tinlab.runs import list_runs
 
     if row_.command:

@@ -6,16 +6,20 @@ No image and no class of B was seen before, which cannot be said of ImageNet's w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tinlab.data.pack import Pack
 from tinlab.data.subset import half, subset_pack
 from tinlab.errors import TinlabError
-from tinlab.files import write_json
+from tinlab.files import only_one, write_json
+from tinlab.papers.length import expected_minutes, images_per_second
 from tinlab.recipe import Recipe, Schedule, Stage
 from tinlab.recipes import shortened
+from tinlab.results import COLUMNS, row_of, write_table
 from tinlab.runs import Run
 from tinlab.study.comparison import Spread, spread
 from tinlab.study.trial import find_run
@@ -25,6 +29,21 @@ IMAGES_PER_CLASS = (5, 25, 50, 500)
 """Of B, in training; 500 are all."""
 LEAST_STEPS, EPOCHS = 400, 12
 """Networks on B see their images EPOCHS times, and take at least so many steps."""
+
+
+STARTS = ("from A", "from scratch")
+"""How a network on B begins."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training of a transfer: on B with so many images a class, or with 0 of them that on A itself."""
+
+    recipe: Recipe
+    fraction: float
+    images_per_class: int
+    start: str
+    run: Run
 
 
 @dataclass(frozen=True)
@@ -53,12 +72,14 @@ def transfer(
     checkpoint_seconds: float = 300,
     say: Callable[[str], None] = print,
     watch: loop.Watcher | None = None,
+    finished: Callable[[Trained], None] = lambda one: None,
 ) -> list[Line]:
     """Train `recipe` on half A of the classes of `pack`, then networks on half B, from it and from scratch.
 
     All is in the folder `out`: the packs A and B, the runs, and transfer.json with the lines. What is
-    finished stays, and what was stopped goes on. `fraction` shortens every training. Raises what `loop.train`
-    raises, and TinlabError where the classes cannot be halved or a number of images is none.
+    finished stays, and what was stopped goes on. `fraction` shortens every training; `finished` is told of
+    each training as it ends, or is found to have ended. Raises what `loop.train` raises, and TinlabError
+    where the classes cannot be halved or a number of images is none.
     """
     if any(count < 1 for count in images_per_class):
         raise TinlabError("images a class are 1 or more")
@@ -81,10 +102,12 @@ def transfer(
         values: tuple[dict[int, float], dict[int, float]] = ({}, {})
         for seed in seeds:
             base = trained(on_a(recipe, fraction), "A", seed)
+            finished(Trained(recipe, fraction, 0, "A itself", base))
             for place, weights in enumerate((str(base.path.resolve()), None)):
                 run = trained(on_b(recipe, count, weights, fraction, halves["B"]), "B", seed)
                 assert run.result is not None
                 values[place][seed] = run.result["top1_percent"]
+                finished(Trained(recipe, fraction, count, STARTS[place], run))
         found.append(Line(count, *values))
     write_json(out / "transfer.json", [vars(line) for line in found])
     return found
@@ -103,9 +126,7 @@ def on_b(recipe: Recipe, images_per_class: int, weights: str | None, fraction: f
     a fifth of them; then all of the network, at a tenth of the recipe's rate.
     """
     train = len(pack.split(recipe.data.train_split))
-    images = min(images_per_class * len(pack.info.classes), train)
-    batch = min(recipe.schedule.batch_size, images)
-    steps = max(2, round(fraction * max(LEAST_STEPS, EPOCHS * images / batch)))
+    steps, batch = _length(recipe, min(images_per_class * len(pack.info.classes), train), fraction)
     classifier = _classifier(recipe)
     head = max(1, steps // 5)
     schedule = Schedule(steps=steps, batch_size=batch, shape="linear", warmup_fraction=0.1)
@@ -152,7 +173,112 @@ def on_b(recipe: Recipe, images_per_class: int, weights: str | None, fraction: f
     )
 
 
+def _length(recipe: Recipe, images: int, fraction: float) -> tuple[int, int]:
+    """Steps of a training on `images` images, and the images of a step."""
+    batch = min(recipe.schedule.batch_size, images)
+    return max(2, round(fraction * max(LEAST_STEPS, EPOCHS * images / batch))), batch
+
+
 def _classifier(recipe: Recipe) -> str:
     from tinlab import models
 
     return models.find(recipe.model.name).classifier
+
+
+TABLE_COLUMNS = ("network", "share", "images_per_class", "start", *COLUMNS)
+"""transfer.csv: the recipe whose network and rate it is and the share of its length, then what results.csv
+has of a run; the digest is the network's recipe's, since that of the training names a folder."""
+KEY = ("network", "recipe_digest", "share", "images_per_class", "start", "seed")
+
+
+def transfer_file(results: Path) -> Path:
+    """transfer.csv beside results.csv."""
+    return results.parent / "transfer.csv"
+
+
+def read_transfer(path: Path) -> list[dict[str, str]]:
+    """The rows of `path`; none where there is no file. Raises TinlabError for other columns."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or ()) != TABLE_COLUMNS:
+            raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
+        return list(rows)
+
+
+def record_transfer(one: Trained, path: Path) -> bool:
+    """Put a finished training into `path`, in place of an older one of the same kind and seed; whether that
+    changed anything. Raises TinlabError as `tinlab.results.record` does."""
+    row: dict[str, Any] = {
+        **row_of(one.run.path),
+        "network": one.recipe.name,
+        "share": f"{one.fraction:g}",
+        "images_per_class": one.images_per_class,
+        "start": one.start,
+        "recipe_digest": one.recipe.digest,
+    }
+    row = {name: "" if row[name] is None else str(row[name]) for name in TABLE_COLUMNS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with only_one(path.parent):
+        rows = read_transfer(path)
+        if row in rows:
+            return False
+        kept = [old for old in rows if any(old[name] != row[name] for name in KEY)]
+        write_table(path, TABLE_COLUMNS, [*kept, row])
+    return True
+
+
+Row = Mapping[str, str]
+"""A row of transfer.csv."""
+
+
+def of_one_network(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the network that was measured last, at its largest share: what a page shows."""
+    if not rows:
+        return []
+    newest = max(rows, key=lambda row: row["finished_at"])
+    same = [row for row in rows if row["recipe_digest"] == newest["recipe_digest"]]
+    share = max(float(row["share"]) for row in same)
+    return [row for row in same if float(row["share"]) == share]
+
+
+def spreads_of(rows: Sequence[Row]) -> dict[int, dict[str, tuple[Spread, float, float]]]:
+    """Images a class -> start -> top-1 over the seeds, with 95% bounds: over the seeds, or for one over the
+    images; in the order of the numbers of images."""
+    found: dict[int, dict[str, tuple[Spread, float, float]]] = {}
+    for count in sorted({int(row["images_per_class"]) for row in rows}):
+        for start in dict.fromkeys(row["start"] for row in rows):
+            own = [row for row in rows if int(row["images_per_class"]) == count and row["start"] == start]
+            if not own:
+                continue
+            over = spread([float(row["top1_percent"]) for row in own])
+            low, high = over.low, over.high
+            if low is None or high is None:
+                low, high = float(own[0]["top1_low_percent"]), float(own[0]["top1_high_percent"])
+            found.setdefault(count, {})[start] = over, low, high
+    return found
+
+
+def drawn_points(rows: Sequence[Row]) -> dict[str, list[tuple[int, float, float, float]]]:
+    """Start -> (images a class, mean, low, high), for the starts that have any."""
+    found: dict[str, list[tuple[int, float, float, float]]] = {}
+    for count, starts in spreads_of(of_one_network(rows)).items():
+        for start in STARTS:
+            if count and start in starts:
+                over, low, high = starts[start]
+                found.setdefault(start, []).append((count, over.mean, low, high))
+    return found
+
+
+def transfer_minutes(recipe: Recipe, classes: int = 100, train: int = 50_000) -> float | None:
+    """Minutes of all of it on two cores, for one seed, with halves of so many classes and training images;
+    None for a network whose speed was not measured."""
+    whole, speed = expected_minutes(recipe), images_per_second(recipe.model)
+    if whole is None or speed is None:
+        return None
+    minutes = whole * (0.5 if recipe.schedule.epochs is not None else 1)
+    for count in IMAGES_PER_CLASS:
+        steps, batch = _length(recipe, min(count * classes, train), 1.0)
+        minutes += 2 * steps * batch / speed / 60
+    return minutes

@@ -1,4 +1,4 @@
-"""Write the pages that results.csv stands behind: RESULTS.md, docs/what-helps.md, and the figures."""
+"""Write the pages that results.csv stands behind: RESULTS.md, those in docs/, and the figures."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from pathlib import Path
 
 from tinlab.errors import TinlabError
 from tinlab.files import write_text
-from tinlab.papers.charts import error_curves
-from tinlab.papers.page import curve_of, figure_of, results_page, what_helps_page
-from tinlab.papers.registry import PAPERS
-from tinlab.results import read_results
+from tinlab.papers.helps import what_helps_page
+from tinlab.papers.page import results_page
+from tinlab.papers.pictures import pictures
+from tinlab.papers.sources import sources_page
 
 
 def write_pages(results: Path, folder: Path | None = None) -> list[Path]:
-    """Write RESULTS.md, docs/what-helps.md and results/figures/ into `folder`, by default the one that holds
-    the folder of `results`, and return their paths. Raises TinlabError where they cannot be written."""
-    folder = results.resolve().parent.parent if folder is None else folder
-    lines = read_results(results)
+    """Write RESULTS.md, docs/what-helps.md, docs/papers.md and results/figures/ into `folder`, and return
+    their paths.
+
+    By default `folder` is the one above the folder `results` that the file is in, or the file's own where
+    that is called otherwise. Raises TinlabError where they cannot be written, or a remark cannot be read.
+    """
+    if folder is None:
+        own = results.resolve().parent
+        folder = own.parent if own.name == "results" else own
     texts = {
         folder / "RESULTS.md": results_page(results),
         folder / "docs" / "what-helps.md": what_helps_page(results),
+        folder / "docs" / "papers.md": sources_page(),
     }
     written = []
     try:
@@ -27,11 +33,9 @@ def write_pages(results: Path, folder: Path | None = None) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, text)
             written.append(path)
-        for row in (row for paper in PAPERS for row in paper.rows):
-            curve, place = curve_of(row, results, lines), figure_of(row, results, lines)
-            if curve is not None and place is not None:
-                error_curves(curve, row, folder / place)
-                written.append(folder / place)
+        for picture in pictures(results).values():
+            picture.draw(folder / picture.place)
+            written.append(folder / picture.place)
     except OSError as error:
         raise TinlabError(f"{folder} cannot be written: {error.strerror or error}") from error
     return written

@@ -31,7 +31,16 @@ from tinlab.recipe.model import (
     RandomWalk,
     Xavier,
 )
-from tinlab.recipe.operations import Flip, Mixup, Operation, RandomResizedCrop, fit_together
+from tinlab.recipe.operations import (
+    Cutmix,
+    Cutout,
+    Flip,
+    Mixup,
+    Operation,
+    RandomErasing,
+    RandomResizedCrop,
+    fit_together,
+)
 from tinlab.recipe.policies import POLICIES, named
 from tinlab.recipe.training import (
     ChannelPruning,
@@ -44,10 +53,11 @@ from tinlab.recipe.training import (
 )
 
 __all__ = [
-    "POLICIES", "ChannelPruning", "Compute", "Data", "DropConnect", "Flip", "Gaussian", "HardClasses", "He",
-    "Init", "LayerRate", "Loss", "Lsuv", "MagnitudePruning", "Model", "Operation", "Optimizer", "Orthogonal",
-    "Paper", "Penalty", "Provenance", "Prune", "RandomResizedCrop", "RandomWalk", "Recipe", "Schedule",
-    "Stage", "Xavier", "changed", "parse_recipe", "read_recipe",
+    "POLICIES", "ChannelPruning", "Compute", "Cutmix", "Cutout", "Data", "DropConnect", "Flip", "Gaussian",
+    "HardClasses", "He", "Init", "LayerRate", "Loss", "Lsuv", "MagnitudePruning", "Mixup", "Model",
+    "Operation", "Optimizer", "Orthogonal", "Paper", "Penalty", "Provenance", "Prune", "RandomErasing",
+    "RandomResizedCrop", "RandomWalk", "Recipe", "Schedule", "Stage", "Xavier", "changed", "parse_recipe",
+    "read_recipe",
 ]  # fmt: skip
 
 ImageSize = Annotated[int, Field(ge=8, le=1024)]

@@ -191,6 +191,16 @@ class Compute(Knobs):
     that small gradients are not lost, and skips the steps in which they overflow."""
     channels_last: bool = True
     compile: bool = False
-    """Train through torch.compile; pays after some minutes."""
+    """Train through torch.compile; pays after some minutes. Steps that compile are taken before the clock
+    starts, and undone."""
+    cuda_graphs: bool = False
+    """On a GPU, replay what was compiled as CUDA graphs, without a launch for each kernel (torch.compile's
+    reduce-overhead); pays where kernels are short. Needs `compile`."""
     sync_batch_norm: bool = False
     """On several ranks, normalise by the whole batch, and not by each rank's part of it."""
+
+    @model_validator(mode="after")
+    def _graphs_are_compiled(self) -> Self:
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs goes with compile")
+        return self

@@ -13,12 +13,15 @@ from tinlab.errors import TinlabError
 from tinlab.files import is_file
 from tinlab.models.network import EVERYWHERE
 from tinlab.recipe import Model, Recipe, changed, parse_recipe, read_recipe
-from tinlab.recipes import demo, fast, ma, shcherbina, sun, yu
+from tinlab.recipes import best, demo, fast, ma, shcherbina, sun, yu
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo.demo,
     "fast_cpu": fast.fast_cpu,
     "fast_cpu_pruned": fast.fast_cpu_pruned,
+    "fast_gpu": fast.fast_gpu,
+    "best": best.best,
+    "best_resnet18": best.best_resnet18,
     "sun_vanilla": sun.sun_vanilla,
     "sun_improved": sun.sun_improved,
     "sun_final": sun.sun_final,
@@ -34,6 +37,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "yu_inception": yu.yu_inception,
     "yu_resnet20": yu.yu_resnet20,
     "yu_squeezenet": yu.yu_squeezenet,
+    "yu_tuned": yu.yu_tuned,
     "shcherbina_convnet9": shcherbina.shcherbina_convnet9,
     "shcherbina_convnet9_plain": shcherbina.shcherbina_convnet9_plain,
     "shcherbina_layerwise": shcherbina.shcherbina_layerwise,
@@ -42,6 +46,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "shcherbina_alexnet": shcherbina.shcherbina_alexnet,
     "shcherbina_dropconnect": shcherbina.shcherbina_dropconnect,
     "shcherbina_targeted": shcherbina.shcherbina_targeted,
+    "shcherbina_untargeted": shcherbina.shcherbina_untargeted,
     "shcherbina_pruned": shcherbina.shcherbina_pruned,
 }
 
@@ -106,15 +111,22 @@ def _shorten(fields: dict[str, Any], fraction: float, prefix: str) -> None:
             fields[f"{prefix}{name}"] = sorted({max(1, round(step * fraction)) for step in whole})
 
 
-def budget_of(recipe: Recipe) -> str:
-    """How much of its full length a shortened recipe has, such as `6 of 70 epochs`; empty for all others."""
+def budget_of(recipe: Recipe, epochs: float | None = None) -> str:
+    """How much of its full length a shortened recipe has, such as `6 of 70 epochs`; empty for all others.
+
+    `epochs` are those that a run of it took, for recipes whose length is in steps; without them these are
+    said in steps.
+    """
     found = BUDGET.search(recipe.name)
     if found is None:
         return ""
-    unit = "epochs" if recipe.schedule.epochs is not None else "steps"
-    length = sum(getattr(phase.schedule, unit) or 0 for phase in recipe.phases)
-    full = length / float(found[1])
-    return f"{length:,g} of {round(full) if unit == 'steps' else round(full, 3):,g} {unit}"
+    share = float(found[1])
+    if all(phase.schedule.epochs is not None for phase in recipe.phases):
+        epochs = sum(phase.schedule.epochs or 0.0 for phase in recipe.phases)
+    if epochs is not None:
+        return f"{epochs:.3g} of {epochs / share:.3g} epochs"
+    steps = sum(phase.schedule.steps or 0 for phase in recipe.phases)
+    return f"{steps:,} of {round(steps / share):,} steps"
 
 
 def with_changes(recipe: Recipe, assignments: Iterable[str]) -> tuple[Recipe, tuple[str, ...]]:

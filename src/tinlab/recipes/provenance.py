@@ -18,3 +18,8 @@ def inferred(why: str) -> Provenance:
 def assumed(why: str) -> Provenance:
     """The paper does not say; `why` says what its field would have done."""
     return Provenance(kind="assumed", why=why)
+
+
+def ours(why: str) -> Provenance:
+    """We depart from the paper; `why` says to what, and why."""
+    return Provenance(kind="changed", why=why)

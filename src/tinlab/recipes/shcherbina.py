@@ -301,6 +301,25 @@ def shcherbina_targeted() -> Recipe:
     )
 
 
+def shcherbina_untargeted() -> Recipe:
+    """What shcherbina_targeted is compared with: the same for all classes alike.
+
+    Beside shcherbina_convnet9 the former differs in more than the hard classes: its operations are drawn anew
+    in every pass, and `tune` is held out.
+    """
+    recipe = shcherbina_targeted()
+    left_out = ("hard_classes",)
+    kept = {path: source for path, source in recipe.provenance.items() if path not in left_out}
+    return recipe.model_copy(
+        update={
+            "name": "shcherbina_untargeted",
+            "summary": "Nine-layer ConvNet, all classes augmented alike",
+            "provenance": kept,
+            "hard_classes": None,
+        }
+    )
+
+
 def shcherbina_pruned() -> Recipe:
     """Her future work: train, take out the weak connections, retrain what is left (Han et al. 2015).
 

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from tinlab.recipe import Compute, Data, Model, Optimizer, Paper, Provenance, Recipe, Schedule
-from tinlab.recipes.provenance import assumed, inferred, stated
+from tinlab.recipe import (
+    Compute,
+    Data,
+    Flip,
+    Loss,
+    Model,
+    Optimizer,
+    Paper,
+    Provenance,
+    RandomResizedCrop,
+    Recipe,
+    Schedule,
+)
+from tinlab.recipes.provenance import assumed, inferred, ours, stated
 
 TITLE = "Convolutional Neural Networks for Tiny ImageNet Classification"
 
@@ -168,4 +180,44 @@ def yu_resnet20() -> Recipe:
         optimizer=Optimizer(name="sgd", peak_lr=0.1, momentum=0.9, weight_decay=1e-4),
         schedule=Schedule(epochs=5, batch_size=256, shape="step", milestone_steps=(1563,)),
         compute=Compute(precision="bf16"),
+    )
+
+
+def yu_tuned() -> Recipe:
+    """The poster's future direction, better hyper-parameters and more fine-tuning: its best network and its
+    five epochs, trained as the field trains small networks today.
+
+    Every value is chosen before the first run and none is searched for, so that val selects nothing.
+    """
+    recipe = yu_resnet20()
+    sources = {
+        "data.normalise": ours("divided by the standard deviation too, as is usual"),
+        "augment": ours("flips, and boxes of at least 60% of the area: mild, for five epochs"),
+        "model.zero_last_bn": ours("each block starts as the identity (Goyal et al. 2017)"),
+        "loss.label_smoothing": ours("0.1 (Szegedy et al. 2016)"),
+        "optimizer.peak_lr": ours("twice the poster's for half of its batch: batch norm, a warm-up, decay"),
+        "optimizer.nesterov": ours("Nesterov's momentum"),
+        "optimizer.weight_decay": ours("5e-4, usual for small images"),
+        "optimizer.decay_weights_only": ours("no decay of biases and of batch norm (He et al. 2019)"),
+        "schedule.batch_size": ours("half of the poster's: twice as many steps in five epochs"),
+        "schedule.shape": ours("to zero along a line, so that the last steps are small ones"),
+        "schedule.warmup_fraction": ours("the first fifth climbs to the peak"),
+    }
+    left_out = ("schedule.milestone_steps",)
+    kept = {path: source for path, source in recipe.provenance.items() if path not in left_out}
+    return recipe.model_copy(
+        update={
+            "name": "yu_tuned",
+            "summary": "The poster's ResNet-20 in its five epochs, tuned as is usual today",
+            "paper": Paper(title=TITLE, authors=AUTHOR, section="Future directions: not done there"),
+            "provenance": {**kept, **sources},
+            "data": Data(train_split="train+tune"),
+            "augment": (Flip(), RandomResizedCrop(area=(0.6, 1.0))),
+            "model": Model(name="yu_resnet20", zero_last_bn=True),
+            "loss": Loss(label_smoothing=0.1),
+            "optimizer": Optimizer(
+                peak_lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_weights_only=True
+            ),
+            "schedule": Schedule(epochs=5, batch_size=128, shape="linear", warmup_fraction=0.2),
+        }
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Hashable, Iterable, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
@@ -50,6 +50,7 @@ ERRORS = {
     415: "The body is no multipart form.",
     421: "The Host header names another server.",
     422: "A file is no image that is read, or a field has a value that it cannot have.",
+    431: "The head of the request is too long.",
     500: "The model failed.",
     503: "The queue is full, or the server is stopping. Retry-After says when to try again.",
     504: "The answer took too long.",
@@ -109,6 +110,8 @@ class Api:
         self.service = service
         self.samples = samples
         self.held = Held(service.limits)
+        self.decoding = 0
+        """Places in the queue that are kept for images that are being decoded."""
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="tinlab-decode")
         self.infos = [_info(name, one) for name, one in service.models.items()]
 
@@ -124,7 +127,7 @@ class Api:
                 raise HTTPException(422, "Send at least one image, as a file in the part 'images'.")
             names = self._models(form.fields.get("models", []))
             top = _top(form.fields.get("top", []))
-            async with self._in_time():
+            with self._places(len(uploads) * len(names)):
                 decoded = await self._decode(uploads, names)
         # The files are let go: only the small squares wait.
         work = [
@@ -158,7 +161,7 @@ class Api:
             kind = _chosen("answer", _single(form, "answer"), ["json", "png"])
             one = self.service.models[name]
             target = _target(one, _single(form, "target"))
-            async with self._in_time():
+            with self._places(1):
                 (decoded,) = await self._decode(uploads, [name])
         image = decoded[self._size(name)]
         lane = self.service.explain_lane(name, method)
@@ -246,16 +249,42 @@ class Api:
         except TimeoutError:
             raise HTTPException(504, f"The answer took more than {seconds:g} seconds.") from None
 
+    @contextmanager
+    def _places(self, count: int) -> Iterator[None]:
+        """Keep `count` places in the queue, so that nothing is decoded that would then find none.
+
+        Raises HTTPException where there are not as many.
+        """
+        batcher = self.service.batcher
+        if batcher.waiting + self.decoding + count > batcher.capacity:
+            raise busy()
+        self.decoding += count
+        try:
+            yield
+        finally:
+            self.decoding -= count
+
     async def _decode(self, uploads: Sequence[Upload], models: Iterable[str]) -> list[dict[int, np.ndarray]]:
-        """Each upload in the sizes of the `models`. Raises HTTPException that names the first bad file."""
+        """Each upload in the sizes of the `models`. Raises HTTPException, which names the first bad file."""
         loop = asyncio.get_running_loop()
         sizes = {self._size(name) for name in models}
-        limit = self.service.limits.max_pixels
-        decoding = [
-            loop.run_in_executor(self.decoders, partial(images.pixels, upload.data, sizes, limit))
-            for upload in uploads
-        ]
-        decoded = await _all(decoding)
+        limits = self.service.limits
+        async with self._in_time():
+            if len(uploads) * limits.max_pixels > limits.max_request_pixels and len(uploads) > 1:
+                files = [upload.data for upload in uploads]
+                total = await loop.run_in_executor(self.decoders, images.header_pixels, files)
+                if total > limits.max_request_pixels:
+                    millions = limits.max_request_pixels / 1e6
+                    raise HTTPException(
+                        413, f"The images of a request may have at most {millions:g} million pixels together."
+                    )
+            decoding = [
+                loop.run_in_executor(
+                    self.decoders, partial(images.pixels, upload.data, sizes, limits.max_pixels)
+                )
+                for upload in uploads
+            ]
+            decoded = await _all(decoding)
         for upload, found in zip(uploads, decoded, strict=True):
             if isinstance(found, ImageError):
                 status = 413 if isinstance(found, TooManyPixelsError) else 422
@@ -338,8 +367,8 @@ def build(
     app.add_exception_handler(ClientDisconnect, _nobody)
     app.add_exception_handler(Exception, _failed)
 
-    refused = problems(400, 421)
-    posted = problems(400, 403, 408, 413, 415, 421, 422, 500, 503, 504)
+    refused = problems(400, 421, 431, 503)
+    posted = problems(400, 403, 408, 413, 415, 421, 422, 431, 500, 503, 504)
     add = app.add_api_route
     add(
         "/classify",
@@ -373,7 +402,10 @@ def build(
         "/health",
         api.health,
         response_model=schemas.Health,
-        responses={**refused, 503: {"model": schemas.Health, "description": "It is stopping."}},
+        responses={
+            **refused,
+            503: {"model": schemas.Health | schemas.Problem, "description": "It is stopping, or busy."},
+        },
         tags=["server"],
         summary="Is the server well?",
     )
@@ -421,8 +453,10 @@ def _info(name: str, one: Classifier) -> schemas.ModelInfo:
 
 
 def _static(file: Path, kind: str) -> Any:
+    content = file.read_bytes()  # once, so that no request makes the server open a file
+
     async def answer() -> Response:
-        return FileResponse(file, media_type=kind, headers={"Cache-Control": "no-cache"})
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
 
     return answer
 

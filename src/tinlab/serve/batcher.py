@@ -122,23 +122,31 @@ class Batcher:
         return sum(map(len, self._waiting.values()))
 
     def _run(self) -> None:
-        while (batch := self._next()) is not None:
-            batch = [job for job in batch if job.answer.set_running_or_notify_cancel()]
-            if not batch:
-                continue
-            self.batches += 1
-            self.pieces += len(batch)
-            try:
-                answers = self.lanes[batch[0].lane].work([job.piece for job in batch])
-                if len(answers) != len(batch):
-                    raise ValueError(f"{len(answers)} answers to {len(batch)} pieces")
-            except Exception as error:
-                log.exception("%s failed on a batch of %d", batch[0].lane, len(batch))
-                for job in batch:
-                    job.answer.set_exception(error)
-                continue
-            for job, answer in zip(batch, answers, strict=True):
-                job.answer.set_result(answer)
+        # In a call of its own, so that nothing of a batch is kept while the next one is waited for.
+        while self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        batch = self._next()
+        if batch is None:
+            return False
+        batch = [job for job in batch if job.answer.set_running_or_notify_cancel()]
+        if not batch:
+            return True
+        self.batches += 1
+        self.pieces += len(batch)
+        try:
+            answers = self.lanes[batch[0].lane].work([job.piece for job in batch])
+            if len(answers) != len(batch):
+                raise ValueError(f"{len(answers)} answers to {len(batch)} pieces")
+        except Exception as error:
+            log.exception("%s failed on a batch of %d", batch[0].lane, len(batch))
+            for job in batch:
+                job.answer.set_exception(error)
+            return True
+        for job, answer in zip(batch, answers, strict=True):
+            job.answer.set_result(answer)
+        return True
 
     def _next(self) -> list[Job] | None:
         """The next batch, waited for; None at the end."""

@@ -17,6 +17,7 @@ MAX_FIELDS = 64
 MAX_FIELD_BYTES = 1000
 MAX_NAME = 80
 """Characters of a file's name that are said back."""
+BUSY = "The server is busy; try again in a second."
 LINGER_SECONDS = 1.0
 """How long the rest of a body that is refused is read and dropped: a client that is still sending would
 otherwise meet a closed connection, and never the answer."""
@@ -116,9 +117,7 @@ async def _drop(stream: AsyncGenerator[bytes, None]) -> None:
 
 def busy(**headers: str) -> HTTPException:
     """What is said where more is asked than can be done."""
-    return HTTPException(
-        503, "The server is busy; try again in a second.", headers={"Retry-After": "1", **headers}
-    )
+    return HTTPException(503, BUSY, headers={"Retry-After": "1", **headers})
 
 
 def _closing(status: int, sentence: str) -> HTTPException:

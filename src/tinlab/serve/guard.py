@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -28,6 +29,12 @@ SECURITY_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+HEADER_BYTES = 16 << 10
+"""Bytes of a request's head: its target and its headers."""
+_HOST = re.compile(
+    r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]*\w)\.?)(?::(?P<port>\d{0,5}))?", re.ASCII
+)
+"""A Host header. Strictly: urllib takes `[::1]evil` and `localhost?` for names of this machine."""
 LOCAL = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::", "")
 
@@ -57,6 +64,11 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
+        # The protocol limits a head that is not yet complete; one that comes all at once may be longer.
+        head = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        if head + sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
+            await _refuse(431, f"The head of a request may have at most {HEADER_BYTES:,} bytes.", secured)
+            return
         if refusal := self.refusal(scope["method"], Headers(scope=scope)):
             await _refuse(*refusal, secured)
             return
@@ -83,14 +95,10 @@ class Guard:
 
 def host_name(header: str) -> str | None:
     """The name in a Host header, lower case, without port and brackets; None for what is no host."""
-    try:
-        parts = urlsplit(f"//{header}")
-        _ = parts.port  # raises for what is no number
-    except ValueError:
+    found = _HOST.fullmatch(header)
+    if found is None or int(found["port"] or 0) > 0xFFFF:
         return None
-    if parts.path or parts.query or parts.fragment or parts.username is not None or not parts.hostname:
-        return None
-    return parts.hostname.removesuffix(".")
+    return (found["address"] or found["name"]).lower()
 
 
 def origin_host(origin: str) -> str | None:

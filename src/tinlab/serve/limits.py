@@ -18,6 +18,8 @@ class Limits:
     """Bytes of the bodies of all requests together; beyond it the server is busy."""
     max_pixels: int = 25_000_000
     """Pixels of one image, by its header."""
+    max_request_pixels: int = 200_000_000
+    """Pixels of all images of one request together, by their headers: a bomb has few bytes."""
     max_files: int = 64
     """Images of one request."""
     max_batch: int = 32
@@ -25,9 +27,9 @@ class Limits:
     max_wait_ms: float = 5.0
     """How long a batch that is not full waits for more images, in milliseconds."""
     max_queue: int = 512
-    """Images that may wait, over all networks; beyond it the server is busy."""
+    """Images that may wait or be decoded, over all networks; beyond it the server is busy."""
     max_connections: int = 256
-    """Connections that may be open."""
+    """Connections that may be open; a further one replaces the one whose client is waited for longest."""
     timeout_seconds: float = 30.0
     """How long a request may take to arrive, and then again to be answered."""
     grace_seconds: float = 10.0

@@ -3,40 +3,66 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import logging
+import math
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import h11
 import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tinlab.errors import TinlabError
 from tinlab.serve.api import build
+from tinlab.serve.form import BUSY
+from tinlab.serve.guard import HEADER_BYTES, SECURITY_HEADERS
 from tinlab.serve.limits import Limits
 from tinlab.serve.samples import find_samples
 from tinlab.serve.service import Service, load
 
 HEADER_SECONDS = 10.0
 """How long a client may take to send the head of a request, or nothing at all."""
-HEADER_BYTES = 16 << 10
-BACKLOG = 128
+READ_SECONDS = 30.0
+"""How long a client may leave an answer unread once the operating system takes no more of it."""
+BACKLOG = 256
+"""Connections that the operating system holds until they are accepted, and that are accepted in one go."""
+CHECK_SECONDS = 0.5
+SPARE_FILES = 4 * BACKLOG + 256
+"""Files that the process may have open besides its connections: those just accepted, packs, libraries."""
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1, with a limit on the time between requests however slowly bytes come.
+    """HTTP/1.1, with a limit on how long the server waits for a client, however slowly bytes come.
 
-    uvicorn's own limit counts from the last byte, and not before the first request.
+    uvicorn's own limit counts from the last byte, and neither before the first request nor for answers that
+    are not read. `max_connections` limits how many there are: a new one takes the place of the one that the
+    server has waited for longest, and is told that the server is busy where it waits for none.
     """
 
+    max_connections = 1 << 30
+    since = 0.0
+    """When the server began to wait for the client, on the loop's clock."""
+
+    _waits: tuple[str | None, Any] = (None, None)
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self._watch()
+        self._check()
+        if len(self.connections) > self.max_connections:
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
+        crowded = len(self.connections) > self.max_connections
+        self.app = _crowded if crowded else self.config.loaded_app
         super().data_received(data)
         self._watch()
 
@@ -45,22 +71,75 @@ class Protocol(H11Protocol):
             self._timer.cancel()
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
-        """Start the clock where no request is being answered, unless it runs; stop it where one is."""
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if answering and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        elif not answering and self._timer is None:
-            self._timer = self.loop.call_later(HEADER_SECONDS, self._late)
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
 
-    def _late(self) -> None:
-        self._timer = None
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if not answering and not self.transport.is_closing():
-            if self.conn.our_state is h11.IDLE and self.conn.their_state is h11.IDLE:
-                self.conn.send(h11.ConnectionClosed())
-            self.transport.close()
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are no HTTP, in the form of every error. The answer that is under way, if any,
+        is given up: bytes after it cannot be trusted to be a request."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            # By hand: h11 would hold this to be an answer to the request, and that may be one to HEAD.
+            body = json.dumps({"detail": "This is no HTTP request that can be read."})
+            headers = {
+                "Content-Type": "application/json", "Content-Length": len(body), "Connection": "close",
+                **SECURITY_HEADERS,
+            }  # fmt: skip
+            lines = ["HTTP/1.1 400 Bad Request", *(f"{name}: {value}" for name, value in headers.items())]
+            self.transport.write("\r\n".join([*lines, "", body]).encode())
+        self.transport.close()
+
+    def waits_for(self) -> str | None:
+        """What the client has yet to do: `read` an answer, send a `body` or a `head`; None while it waits."""
+        if self.transport.get_write_buffer_size():
+            return "read"
+        if self.cycle is None or self.cycle.response_complete:
+            return "head"
+        return "body" if self.cycle.more_body else None
+
+    def _watch(self) -> None:
+        """Start the clock anew where the server waits for something else than before."""
+        waits = (self.waits_for(), self.cycle)
+        if waits != self._waits or not self.since:
+            self._waits, self.since = waits, self.loop.time()
+
+    def _check(self) -> None:
+        self._watch()
+        # A body that comes too slowly has its own answer: form.py.
+        limit = {"head": HEADER_SECONDS, "read": READ_SECONDS}.get(self._waits[0] or "", math.inf)
+        left = self.since + limit - self.loop.time()
+        if left <= 0:
+            self._cut()
+        else:
+            self._timer = self.loop.call_later(max(0.001, min(left, CHECK_SECONDS)), self._check)
+
+    def _make_room(self) -> None:
+        waited_for = [
+            other
+            for other in self.connections
+            if other is not self and isinstance(other, Protocol) and other._waits[0] is not None
+        ]
+        if waited_for:
+            longest = min(waited_for, key=lambda other: other.since)
+            self.connections.discard(longest)
+            longest._cut()
+
+    def _cut(self) -> None:
+        """End the connection now, without waiting for the client to read."""
+        if self.cycle is not None:
+            # The operating system would otherwise keep answers that it has not read for it, for minutes.
+            connection = self.transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+
+async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
+    headers = {"Retry-After": "1", "Connection": "close", **SECURITY_HEADERS}
+    await JSONResponse({"detail": BUSY}, 503, headers)(scope, receive, send)
 
 
 class Server(uvicorn.Server):
@@ -95,6 +174,7 @@ def run(
     ready: Callable[[str], None],
 ) -> None:
     """`tinlab.serve.serve`, where everything is installed."""
+    allow_files(limits.max_connections + SPARE_FILES)
     with bound(host, port) as listening:  # before the networks are loaded: a taken port is told at once
         classifiers = load(runs, device=device)
         samples = find_samples(classifiers.values(), data)
@@ -110,21 +190,43 @@ def run(
 
 def configuration(app: Any, limits: Limits) -> uvicorn.Config:
     """How uvicorn runs `app`: HTTP/1.1 alone, quiet, and with a limit on everything that a client decides."""
+    # A stranger's broken request or picture is no news, and must not fill a log.
+    for library in ("python_multipart", "PIL"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    limited = type("Protocol", (Protocol,), {"max_connections": limits.max_connections})
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http=Protocol,
+        http=limited,
+        backlog=BACKLOG,
         ws="none",
         lifespan="on",
         log_config=None,
+        log_level="error",
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=limits.max_connections,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=max(1, round(limits.grace_seconds)),
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
+
+
+def allow_files(wanted: int) -> None:
+    """Let this process have `wanted` files open. Raises TinlabError where the operating system does not."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise TinlabError(
+            f"max_connections is {wanted - SPARE_FILES}, which needs {wanted} open files, and this process "
+            f"may have {hard}; give at most {max(1, hard - SPARE_FILES)}, or raise the limit with ulimit -n"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def bound(host: str, port: int) -> socket.socket:

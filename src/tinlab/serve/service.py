@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class Service:
 
     def start(self) -> None:
         """Run every network once, so that no visitor waits for that, and begin to take work."""
+        # It brings matplotlib, which reads and writes files of its own: here, and not for a request.
+        importlib.import_module("captum.attr")
         for one in self.models.values():
             size = one.run.preprocessing.image_size
             one.logits(torch.zeros(1, size, size, 3, dtype=torch.uint8))

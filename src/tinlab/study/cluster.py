@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,19 @@ def run_on_cluster(
     asks for.
     """
     ray = _ray()
+    with redirect_stdout(sys.stderr):  # ray tells of dead workers where results are to be
+        _run(ray, folder, trials, settings, address, stop, ended)
+
+
+def _run(
+    ray: Any,
+    folder: Path,
+    trials: Sequence[Trial],
+    settings: Settings,
+    address: str,
+    stop: StopRequest,
+    ended: Callable[[Trial, Row], None],
+) -> None:
     _connect(ray, address)
     try:
         gpus = settings.gpus or 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from tinlab import runs
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
-from tinlab.files import write_json
+from tinlab.files import remove_leftovers, write_json
 from tinlab.recipe import Recipe
 from tinlab.study.attempt import Row, Settings, read_row
 from tinlab.study.cluster import run_on_cluster
@@ -48,10 +48,12 @@ def run_study(
     cluster: str | None = None,
     retry: bool = False,
     say: Say = print,
+    finished: Callable[[Row], None] = lambda row: None,
 ) -> Done:
     """Run the trials of `study` that are not finished, in `folder`.
 
-    A failed trial is a row, and is tried again only with `retry`. Raises StudyStopped after a signal, and
+    A failed trial is a row, and is tried again only with `retry`. `finished` is told of each finished trial:
+    first of those that were so before, then of each as it ends. Raises StudyStopped after a signal, and
     TinlabError where the folder holds another study's runs, or what is asked for is not there.
     """
     study = resolved(study)
@@ -60,17 +62,24 @@ def run_study(
     make_folder(folder, "trials", "runs")
     folder = folder.resolve()
     with runs.locked(folder):
+        for place in (folder, folder / "trials"):
+            remove_leftovers(place)
         rows = [read_row(folder, trial, settings.pack_digest) for trial in everything]
         write_json(folder / "study.json", study.model_dump(mode="json"))
         todo = [trial for trial, row in zip(everything, rows, strict=True) if _due(row, retry)]
         done = len(everything) - len(todo)
         if done:
             say(f"{done} of {len(everything)} runs are there already")
+        for row in rows:
+            if row.status == "finished":
+                finished(row)
 
         def ended(trial: Trial, row: Row) -> None:
             nonlocal done
             done += row.status in ("finished", "failed")
             say(f"[{done}/{len(everything)}] {outcome(row)}")
+            if row.status == "finished":
+                finished(row)
 
         with StopRequest() as stop:
             if todo and cluster:

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tinlab.errors import TinlabError
-from tinlab.files import check_regular, flush_folder, read_json, write_json
+from tinlab.files import check_regular, current_umask, flush, flush_folder, read_json, write_json
 from tinlab.training.schedule import Plateau
 
 EMA = "ema"
@@ -45,8 +45,9 @@ class State:
     """Where a run stands, besides its weights.
 
     `train_seconds` counts steps alone; `elapsed_seconds` also counts measuring and saving; both leave out
-    the time in which the run was stopped. The window holds sums over the images since the curve's last point.
-    `blocks_run` residual blocks ran in `depth_steps` steps, where stochastic depth drops some.
+    the time in which the run was stopped, and that of steps taken to warm up, which is `warm_up_seconds`.
+    The window holds sums over the images since the curve's last point. `blocks_run` residual blocks ran in
+    `depth_steps` steps, where stochastic depth drops some.
     `optimizer` holds what it keeps as plain numbers, named as its tensors are; `scaling` is that of the loss.
     `stage` counts from 0 and `step` through all stages; `structure` says which shapes pruned layers have, and
     `hard_classes` which classes get the augmentation for hard ones.
@@ -56,6 +57,7 @@ class State:
     stage: int = 0
     train_seconds: float = 0.0
     elapsed_seconds: float = 0.0
+    warm_up_seconds: float = 0.0
     window_loss: float = 0.0
     window_penalty: float = 0.0
     window_correct: int = 0
@@ -89,19 +91,31 @@ def save(
         partial = folder / f".{place.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _save_tensors(partial / "model.safetensors", model.state_dict())
-        kept = dict(_kept(optimizer, model))
-        tensors = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
-        state.optimizer = {key: value for key, value in kept.items() if not isinstance(value, Tensor)}
-        _save_tensors(partial / "optimizer.safetensors", tensors)
-        for name, values in (beside or {}).items():
-            _save_tensors(partial / f"{name}.safetensors", values)
-        write_json(partial / "state.json", asdict(state))
-        partial.rename(place)
+        try:
+            _save_tensors(partial / "model.safetensors", model.state_dict())
+            kept = dict(_kept(optimizer, model))
+            tensors = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
+            state.optimizer = {key: value for key, value in kept.items() if not isinstance(value, Tensor)}
+            _save_tensors(partial / "optimizer.safetensors", tensors)
+            for name, values in (beside or {}).items():
+                _save_tensors(partial / f"{name}.safetensors", values)
+            write_json(partial / "state.json", asdict(state))
+            partial.rename(place)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
+            raise
         flush_folder(folder)
-    for older in _checkpoints(run)[:-1]:
-        shutil.rmtree(older)
+    clean(run)
     return place
+
+
+def clean(run: Path) -> None:
+    """Remove what is not the newest checkpoint of folder `run`: older ones, and those that a kill cut short.
+
+    Only for the process that holds the run.
+    """
+    for place in [*_checkpoints(run)[:-1], *(run / "checkpoints").glob(".step-*.partial")]:
+        shutil.rmtree(place)
 
 
 def latest(run: Path) -> Path | None:
@@ -246,10 +260,19 @@ def _kept(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[tuple[
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Memory order is not kept: safetensors wants each tensor dense, in the order of its dimensions."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Memory order is not kept: safetensors wants each tensor dense, in the order of its dimensions.
+
+    Raises OSError where the disk refuses.
+    """
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(0o666 & ~current_umask())  # safetensors keeps it from all but its owner
+    flush(path)
 
 
 def _load_tensors(path: Path, device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import torch
@@ -18,10 +19,47 @@ POINTS_PER_EPOCH = 20
 """How many points the training curve gets in one pass over the data."""
 
 
+@dataclass(frozen=True)
+class Window:
+    """Steps whose sums are on their way to the host, and what a point of the curve says of them besides.
+
+    `sums` are loss, penalty and number correct, on the host once `event` is over (None: they are there).
+    `state` is as it was after the last of these steps.
+    """
+
+    place: Place
+    learning_rate: float
+    image_size: int
+    state: State
+    sums: Tensor
+    images: int
+    event: torch.cuda.Event | None
+
+    def received(self) -> State:
+        """Wait for the sums: `state` with their whole window."""
+        if self.event is not None:
+            self.event.synchronize()
+        loss, penalty, correct = self.sums.tolist()
+        return replace(
+            self.state,
+            window_loss=self.state.window_loss + loss,
+            window_penalty=self.state.window_penalty + penalty,
+            window_correct=self.state.window_correct + int(correct),
+            window_images=self.state.window_images + self.images,
+        )
+
+
 class Meter:
-    """Sums over steps and ranks that stay on the device until they are asked for."""
+    """Sums over steps and ranks that stay on the device until they are asked for.
+
+    Where it `lags`, on a CUDA device and without other ranks, they are sent off at the end of a window and
+    taken at the end of the next one: the device never waits for the host, and the host is at most a window
+    ahead of it.
+    """
 
     def __init__(self, device: torch.device, ranks: Ranks) -> None:
+        self.lags = device.type == "cuda" and ranks.count == 1
+        self._sent: Window | None = None
         self._ranks = ranks
         self._loss = torch.zeros((), device=device)
         self._penalty = torch.zeros((), device=device)
@@ -42,6 +80,26 @@ class Meter:
         state.window_penalty += self._penalty.item()
         state.window_correct += int(self._correct.item())
         state.window_images += self._images * self._ranks.count
+        self._begin()
+
+    def send(self, state: State, place: Place, learning_rate: float, image_size: int) -> None:
+        """Send off the sums since the last window, of the window in `state`, which ends here."""
+        sums = torch.stack((self._loss, self._penalty, self._correct.to(self._loss.dtype)))  # (3,)
+        event = None
+        if sums.device.type == "cuda":
+            host = torch.empty(3, dtype=sums.dtype, pin_memory=True)
+            sums = host.copy_(sums, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._sent = Window(place, learning_rate, image_size, replace(state), sums, self._images, event)
+        self._begin()
+
+    def take_sent(self) -> Window | None:
+        """The window that was sent and not yet received, if there is one."""
+        sent, self._sent = self._sent, None
+        return sent
+
+    def _begin(self) -> None:
         self._loss.zero_()
         self._penalty.zero_()
         self._correct.zero_()
@@ -83,6 +141,11 @@ class Curves:
         if self._writes:
             self._file.close()
             self._board.close()
+
+    def settle(self) -> None:
+        """Bring the points to the disk: before a checkpoint, which does not measure them again."""
+        if self._writes:
+            os.fsync(self._file.fileno())
 
     def measured(self, step: int) -> bool:
         """Whether the held-out curve has a point at `step` already."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -20,25 +20,26 @@ from tinlab import models, runs
 from tinlab.augment import mix
 from tinlab.augment.draws import seed_for_step
 from tinlab.augment.targeted import Targeted, hardest_classes
-from tinlab.compute import autocast, resolve_device
+from tinlab.compute import autocast, choose_kernels, resolve_device, wait_for
 from tinlab.data.batches import Batch
 from tinlab.data.pack import Pack, triple
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Metrics, measure
 from tinlab.evaluation.predict import predict_split
-from tinlab.files import write_json
+from tinlab.files import FULL, refused, remove_leftovers, write_json
 from tinlab.models.layers import named_layers
-from tinlab.ranks import Ranks, begun_by_this_launch, joined, lost, restarted
+from tinlab.ranks import Ranks, first_here, joined, launch, lost, restarted
 from tinlab.recipe import ChannelPruning, Recipe
 from tinlab.runs import Preprocessing, Run
 from tinlab.training import checkpoint, optimizer, pruning, schedule
-from tinlab.training.curves import Curves, Meter, eval_point, train_point
+from tinlab.training.curves import Curves, Meter, Place, eval_point, train_point
 from tinlab.training.memory import Peak, explain_out_of_memory, is_out_of_memory
 from tinlab.training.penalties import Penalties
 from tinlab.training.scaling import Scaling
 from tinlab.training.schedule import Plateau
 from tinlab.training.signals import StopRequest
 from tinlab.training.stages import Left, Setup, Span, spans
+from tinlab.training.warm_up import warm_up
 
 
 class TrainingStopped(TinlabError):
@@ -51,6 +52,26 @@ class TrainingStopped(TinlabError):
         )
         self.exit_code = 128 + signal_number
         self.on_every_rank = True
+        self.run, self.share = run, step / total_steps
+
+
+class TimeIsUp(TinlabError):
+    """The time that the training was given is over before it has finished; everything is saved."""
+
+    def __init__(self, run: Path, step: int, total_steps: int) -> None:
+        super().__init__(
+            f"not finished: the time is up after step {step} of {total_steps}; go on with: tinlab train "
+            f"--resume {run}"
+        )
+        self.exit_code = NOT_FINISHED
+        self.on_every_rank = True
+        self.run, self.share = run, step / total_steps
+
+
+NOT_FINISHED = 75
+"""Exit code of a training that is to be gone on with: EX_TEMPFAIL of sysexits.h, try again."""
+OUT_OF_TIME = 1 << 16
+"""Stands among the signals that end a training for the end of its time; no signal has this number."""
 
 
 class Diverged(TinlabError):
@@ -89,6 +110,8 @@ def train(
     checkpoint_seconds: float = 300,
     final_split: str = "val",
     log_every: int | None = None,
+    stop_after_seconds: float | None = None,
+    warm_up: bool | None = None,
     watch: Watcher | None = None,
     started: Callable[[Run], None] | None = None,
 ) -> Run:
@@ -98,21 +121,30 @@ def train(
     The training curve gets a point every `log_every` steps, by default POINTS_PER_EPOCH in a pass over the
     data. `started` is told the run once its folder is there; `watch` is told the progress, and what it raises
     ends the run there and then. What selects, such as a search, measures on `tune` in the end, so that it
-    never looks at `val`. Under torchrun all ranks train together, and ranks that it has started again go on
-    with the run that they had begun. Raises TrainingStopped after a signal, Diverged when the loss is not
-    finite, TinlabError for a recipe that does not fit the pack, or where another rank is gone.
+    never looks at `val`. With `stop_after_seconds`, counted from this call, the training stops after the step
+    in which they are over, and saves. With `warm_up` steps are taken before the clock starts, and undone
+    (None: where the recipe compiles). Under torchrun all ranks train together, and ranks that it has started
+    again go on with the run that they had begun. Raises TrainingStopped after a signal, TimeIsUp after
+    `stop_after_seconds`, Diverged when the loss is not finite, TinlabError for a recipe that does not fit the
+    pack, for a pack that is not as it was packed or is written to meanwhile, for a full disk, or where
+    another rank is gone. The last checkpoint stays.
     """
+    ends_at = None if stop_after_seconds is None else time.perf_counter() + stop_after_seconds
     recipe_fits(recipe, pack)
     # What is missing is told before there is a run.
     models.check_weights(recipe.phases[0].model, len(pack.info.classes), image_size=pack.info.image_size)
+    pack.split(final_split)
+    if first_here():
+        pack.verify_once()
     with joined(resolve_device(device)) as (ranks, chosen):
         path = ""
         if ranks.first:
             again = _begun(out, recipe, seed, pack) if restarted() else None
-            run = again or runs.create(out, recipe, seed, pack, preprocessing(recipe, pack))
+            run = again or runs.create(out, recipe, seed, pack, preprocessing(recipe, pack), launch=launch())
             path = str(run.path.resolve()) if ranks.count > 1 else str(run.path)
         run = runs.open_run(ranks.text(path, chosen))
-        return _go(run, pack, chosen, ranks, checkpoint_seconds, final_split, log_every, watch, started)
+        how = How(checkpoint_seconds, final_split, log_every, ends_at, warm_up, watch, started)
+        return _go(run, pack, chosen, ranks, how)
 
 
 def resume(
@@ -122,6 +154,8 @@ def resume(
     device: str = "auto",
     checkpoint_seconds: float = 300,
     final_split: str = "val",
+    stop_after_seconds: float | None = None,
+    warm_up: bool | None = None,
     watch: Watcher | None = None,
     started: Callable[[Run], None] | None = None,
 ) -> Run:
@@ -131,6 +165,7 @@ def resume(
     within rounding. Raises as `train` does, and TinlabError where the pack is not the one that the run began
     with.
     """
+    ends_at = None if stop_after_seconds is None else time.perf_counter() + stop_after_seconds
     run = runs.open_run(path)
     pack = pack or Pack.open(run.pack)
     if pack.digest != run.pack_digest:
@@ -138,33 +173,58 @@ def resume(
             f"{pack.path} is not the pack that {path} was trained on (digest {pack.digest[:12]}, not "
             f"{run.pack_digest[:12]}); name that one with --data"
         )
+    if run.result is None and first_here():
+        pack.verify_once()
     with joined(resolve_device(device)) as (ranks, chosen):
-        return _go(run, pack, chosen, ranks, checkpoint_seconds, final_split, None, watch, started)
+        how = How(checkpoint_seconds, final_split, None, ends_at, warm_up, watch, started)
+        return _go(run, pack, chosen, ranks, how)
 
 
 def _begun(out: Path, recipe: Recipe, seed: int, pack: Pack) -> Run | None:
     """The run in `out` that was begun before torchrun started its ranks again."""
     for run in reversed(runs.list_runs(out)):
         same = run.recipe.digest == recipe.digest and run.recipe.name == recipe.name and run.seed == seed
-        if same and run.pack_digest == pack.digest and begun_by_this_launch(run.started_at):
+        if same and run.pack_digest == pack.digest and run.launch is not None and run.launch == launch():
             return run
     return None
 
 
-def _go(
-    run: Run,
-    pack: Pack,
-    device: torch.device,
-    ranks: Ranks,
-    checkpoint_seconds: float,
-    final_split: str,
-    log_every: int | None,
-    watch: Watcher | None,
-    started: Callable[[Run], None] | None,
-) -> Run:
-    with runs.locked(run.path) if ranks.first else nullcontext(), StopRequest() as stop:
-        if started is not None and ranks.first:
-            started(run)
+@dataclass(frozen=True)
+class How:
+    """What `train` and `resume` were asked besides the recipe; `ends_at` is by time.perf_counter()."""
+
+    checkpoint_seconds: float
+    final_split: str
+    log_every: int | None
+    ends_at: float | None
+    warm_up: bool | None
+    watch: Watcher | None
+    started: Callable[[Run], None] | None
+
+
+@contextmanager
+def _disk_errors_told(run: Run) -> Iterator[None]:
+    """Say how to go on where the disk is full or refuses."""
+    try:
+        yield
+    except OSError as error:
+        if refused(error, run.path) is None:
+            raise
+        why, place = (error.strerror or str(error)).lower(), error.filename or run.path
+        mend = "make room" if error.errno in FULL else "see to it"
+        raise TinlabError(
+            f"{run.path} stopped: {why} at {place}; {mend}, and go on with: tinlab train --resume {run.path}"
+        ) from error
+
+
+def _go(run: Run, pack: Pack, device: torch.device, ranks: Ranks, how: How) -> Run:
+    with (
+        _disk_errors_told(run),
+        runs.locked(run.path) if ranks.first else nullcontext(),
+        StopRequest() as stop,
+    ):
+        if how.started is not None and ranks.first:
+            how.started(run)
         if run.result is not None:
             return run
         if ranks.first:
@@ -172,11 +232,10 @@ def _go(
             if before := run.environment:
                 environment = {**before, "resumed": [*before.get("resumed", []), environment]}
             write_json(run.path / "environment.json", environment)
-        job = _Job(
-            run, pack, device, ranks, checkpoint_seconds, log_every, watch if ranks.first else None, stop
-        )
+        choose_kernels(device)
+        job = _Job(run, pack, device, ranks, how, stop)
         try:
-            job.train(final_split)
+            job.train()
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise job.out_of_memory(error) from error
@@ -199,28 +258,31 @@ class _Job:
         pack: Pack,
         device: torch.device,
         ranks: Ranks,
-        checkpoint_seconds: float,
-        log_every: int | None,
-        watch: Watcher | None,
+        how: How,
         stop: StopRequest,
     ) -> None:
         self.run, self.pack, self.device, self.ranks = run, pack, device, ranks
-        self.checkpoint_seconds, self.log_every = checkpoint_seconds, log_every
-        self.watch, self.stop = watch, stop
+        self.stamps = pack.stamps()
+        self.checkpoint_seconds, self.log_every = how.checkpoint_seconds, how.log_every
+        self.watch = how.watch if ranks.first else None
+        self.ends_at, self.warms_up, self.stop = how.ends_at, how.warm_up, stop
         self.spans = spans(run.recipe, pack, run.seed)
         self.total_steps = self.spans[-1].end_step
         self.held_out = pack.split("tune" if run.recipe.data.train_split == "train" else "val")
+        self.final = pack.split(how.final_split)
         self.held_out_top1: float | None = None
         self.rate = 0.0
         self.phase = run.recipe.phases[0]
         self.peak = Peak(device)
 
-    def train(self, final_split: str) -> None:
+    def train(self) -> None:
         """All stages from the last checkpoint on, and the result."""
         last = checkpoint.latest(self.run.path)
         self.state = checkpoint.State() if last is None else checkpoint.read_state(last)
         self.ranks.wait()  # until all have read what there was
         if self.ranks.first:
+            checkpoint.clean(self.run.path)
+            remove_leftovers(self.run.path)
             runs.keep_metrics_until(self.run.path / "metrics.jsonl", self.state.step)
         self.ranks.wait()
         self.meter = Meter(self.device, self.ranks)
@@ -240,14 +302,19 @@ class _Job:
                 left, last = setup.left(), None
                 if span is not self.spans[-1]:
                     self._measure(setup)
-            self._finish(setup, final_split)
+            self._finish(setup)
 
     def _stage(self, setup: Setup) -> None:
         """The steps of one stage."""
         span, recipe, state, seed = setup.span, setup.recipe, self.state, self.run.seed
-        knobs, policy, device, stop = recipe.optimizer, setup.policy, self.device, self.stop
+        knobs, device, stop = recipe.optimizer, self.device, self.stop
         log_every = self.log_every or span.log_every
         setup.frozen.train()
+        warms_up = recipe.compute.compile if self.warms_up is None else self.warms_up
+        if warms_up and state.step < span.end_step:
+            seconds = warm_up(setup, recipe.data.image_sizes, take_step)
+            state.warm_up_seconds += seconds
+            self.began += seconds
         while state.step < span.end_step:
             step = state.step - span.first_step
             if step > 0 and step % span.evaluate_every == 0:
@@ -266,59 +333,69 @@ class _Job:
             if self.ranks.rank > 0 and device.type == "cuda":
                 # Blocks are dropped by the host's generator, alike on all ranks; dropout differs.
                 torch.cuda.manual_seed(seed_for_step(seed, state.step) + self.ranks.rank)
-            batch = setup.batches.at(step)
-            inputs, batch = policy.inputs(batch, size)  # (B, 3, size, size)
-            backward = partial(in_parts, setup.network, inputs, batch, recipe, setup.penalties, setup.scaling)
-            loss, penalty, correct = backward() if setup.sharpness is None else setup.sharpness(backward)
-            if setup.depth.drops:
-                optimizer.fill_missing_gradients(setup.model)
-            if setup.masks is not None:
-                setup.masks.apply_to_gradients()
-            if knobs.clip_norm is not None:
-                setup.scaling.unscale(setup.updater)
-                optimizer.clip(setup.model, knobs.clip_norm)
-            setup.scaling.step(setup.updater)
-            setup.updater.zero_grad(set_to_none=True)
-
+            loss, penalty, correct, images = take_step(setup, step, size)
             state.step += 1
             setup.updated(step + 1)
-            self.meter.add(loss, penalty, correct, len(batch.labels))
+            self.meter.add(loss, penalty, correct, images)
             setup.depth.count(state)
             at_end = state.step == span.end_step
             logging = (step + 1) % log_every == 0 or at_end
-            stopping = stop.signal_number
+            stopping = stop.signal_number or self._out_of_time()
             saving = at_end or time.perf_counter() - self.saved_at >= self.checkpoint_seconds
             # On a GPU this is where the host waits for it; on a CPU there is nothing to wait for.
             alone = self.ranks.count == 1
-            due = logging or device.type == "cpu" or (alone and (stopping != 0 or saving))
+            ends_here = alone and (stopping != 0 or saving)
+            late = logging and self.meter.lags and not (ends_here or at_end or setup.scaling.enabled)
+            due = not late and (logging or device.type == "cpu" or ends_here)
+            sent = self.meter.take_sent() if late or due else None
+            before = None if sent is None else sent.received()
             if due:
                 self.meter.drain(state)
                 state.skipped_steps += setup.scaling.take_skipped()
                 if not np.isfinite(state.window_loss + state.window_penalty):
                     raise self._diverged()
                 stopping, saving = self.ranks.agree(stopping, saving, device)
+            if (step + 1) % span.evaluate_every == 0:
+                wait_for(device)  # the clock stands still while the network is measured
             now = time.perf_counter()
             state.train_seconds += now - step_began
             state.window_seconds += now - step_began
             state.elapsed_seconds = self.elapsed_before + now - self.began
 
-            if self.watch is not None and state.window_images:
-                self.watch(self._progress(setup, size))
+            if sent is not None and before is not None:
+                if not np.isfinite(before.window_loss + before.window_penalty):
+                    raise self._diverged()
+                self._log(setup, before, sent.place, sent.learning_rate, sent.image_size)
+            shown = before if late else state
+            if self.watch is not None and shown is not None and shown.window_images:
+                self.watch(self._progress(setup, shown, size))
+            if late:
+                self.meter.send(state, span.place(state.step), self.rate, size)
+            elif logging:
+                self._log(setup, state, span.place(state.step), self.rate, size)
             if logging:
-                point = train_point(state, span.place(state.step), self.rate, size)
-                if recipe.loss.penalties:
-                    point["penalty"] = state.window_penalty / state.window_images
-                if setup.scaling.enabled:
-                    point["skipped_steps"] = state.skipped_steps
-                self.curves.add(point)
                 state.window_loss, state.window_penalty, state.window_correct = 0.0, 0.0, 0
                 state.window_images, state.window_seconds = 0, 0.0
 
             stops_here = stopping != 0 and state.step < self.total_steps
             if due and (saving or stops_here):
                 self._save(setup)
+            if due and stops_here and stopping == OUT_OF_TIME:
+                raise TimeIsUp(self.run.path, state.step, self.total_steps)
             if due and stops_here:
                 raise TrainingStopped(self.run.path, state.step, self.total_steps, stopping)
+
+    def _out_of_time(self) -> int:
+        return OUT_OF_TIME if self.ends_at is not None and time.perf_counter() >= self.ends_at else 0
+
+    def _log(self, setup: Setup, state: checkpoint.State, place: Place, rate: float, size: int) -> None:
+        """A point of the training curve, of the window in `state`."""
+        point = train_point(state, place, rate, size)
+        if setup.recipe.loss.penalties:
+            point["penalty"] = state.window_penalty / state.window_images
+        if setup.scaling.enabled:
+            point["skipped_steps"] = state.skipped_steps
+        self.curves.add(point)
 
     def _measure(self, setup: Setup) -> None:
         """A point of the held-out curve, unless it has one here, and what follows from it."""
@@ -353,44 +430,56 @@ class _Job:
     def _save(self, setup: Setup) -> None:
         """A checkpoint."""
         setup.settle()
+        self._same_pack()
         # The loss shows a spoilt weight one step late: look at the weights before they replace good ones.
         if not all(bool(torch.isfinite(p).all()) for p in setup.model.parameters()):
             raise self._diverged()
         self.state.scaling = setup.scaling.state()
         if self.ranks.first:
+            self.curves.settle()
             checkpoint.save(self.run.path, setup.model, setup.updater, self.state, setup.beside)
         self.saved_at = time.perf_counter()
 
-    def _finish(self, setup: Setup, final_split: str) -> None:
+    def _same_pack(self) -> None:
+        """Raise TinlabError where the pack's files were written to since the training began: so no checkpoint
+        holds what was learned from them."""
+        if name := self.pack.written_to_since(self.stamps):
+            raise TinlabError(
+                f"{self.pack.path / name} was written to while {self.run.path} trained on it; put back what "
+                f"was there and go on from the last checkpoint: tinlab train --resume {self.run.path}"
+            )
+
+    def _finish(self, setup: Setup) -> None:
         """The final split's logits and the result."""
         state, run = self.state, self.run
         setup.settle()
         final = predict_split(
             setup.measured_model,
             run.preprocessing,
-            self.pack.split(final_split),
+            self.final,
             run.recipe.compute,
             self.device,
             {"step": str(state.step)},
             ranks=self.ranks,
         )
+        self._same_pack()
         measured = measure(final.logits, final.labels)
         self._tick()
         if not self.curves.measured(state.step):
-            self.curves.add(eval_point(state, setup.span.place(state.step), final_split, measured))
+            self.curves.add(eval_point(state, setup.span.place(state.step), self.final.name, measured))
         if not self.ranks.first:
             return
-        final.save(run.path / "predictions" / f"{final_split}.safetensors")
-        write_json(run.path / "result.json", self._result(setup, final_split, measured))
+        final.save(run.path / "predictions" / f"{self.final.name}.safetensors")
+        write_json(run.path / "result.json", self._result(setup, measured))
 
-    def _result(self, setup: Setup, final_split: str, measured: Metrics) -> dict[str, Any]:
+    def _result(self, setup: Setup, measured: Metrics) -> dict[str, Any]:
         state, run = self.state, self.run
         seen = sum(span.steps * span.recipe.schedule.batch_size for span in self.spans)
         found = {
             "recipe": run.recipe.name,
             "recipe_digest": run.recipe.digest,
             "seed": run.seed,
-            "split": final_split,
+            "split": self.final.name,
             "top1_percent": measured.top1_percent,
             "top5_percent": measured.top5_percent,
             "loss": measured.loss,
@@ -406,6 +495,8 @@ class _Job:
             "ranks": self.ranks.count,
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         }
+        if state.warm_up_seconds:
+            found["warm_up_seconds"] = round(state.warm_up_seconds, 3)
         if setup.average is not None:
             found["weights"] = checkpoint.EMA
         if setup.scaling.enabled:
@@ -417,8 +508,8 @@ class _Job:
     def _tick(self) -> None:
         self.state.elapsed_seconds = self.elapsed_before + time.perf_counter() - self.began
 
-    def _progress(self, setup: Setup, size: int) -> Progress:
-        state, span = self.state, setup.span
+    def _progress(self, setup: Setup, state: checkpoint.State, size: int) -> Progress:
+        span = setup.span
         return Progress(
             step=state.step,
             total_steps=self.total_steps,
@@ -454,6 +545,26 @@ class _Job:
             f"the loss is not finite at step {self.state.step} (learning rate {self.rate:.3g}); try --set "
             f"optimizer.peak_lr={lower:.2g} or a longer schedule.warmup_fraction; {kept}"
         )
+
+
+def take_step(setup: Setup, step: int, size: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Step `step` of a stage, counted from 0, on images of `size` pixels a side: batch, augmentation,
+    gradient, update. Returns the mean loss, what penalties add to it and the number correct, scalars on the
+    device, and the number of images."""
+    recipe = setup.recipe
+    inputs, batch = setup.policy.inputs(setup.batches.at(step), size)  # (B, 3, size, size)
+    backward = partial(in_parts, setup.network, inputs, batch, recipe, setup.penalties, setup.scaling)
+    loss, penalty, correct = backward() if setup.sharpness is None else setup.sharpness(backward)
+    if setup.depth.drops:
+        optimizer.fill_missing_gradients(setup.model)
+    if setup.masks is not None:
+        setup.masks.apply_to_gradients()
+    if recipe.optimizer.clip_norm is not None:
+        setup.scaling.unscale(setup.updater)
+        optimizer.clip(setup.model, recipe.optimizer.clip_norm)
+    setup.scaling.step(setup.updater)
+    setup.updater.zero_grad(set_to_none=True)
+    return loss, penalty, correct, len(batch.labels)
 
 
 def in_parts(

@@ -22,7 +22,7 @@ from tinlab.augment.copies import with_copies
 from tinlab.augment.draws import seed_for_step
 from tinlab.augment.policy import Policy
 from tinlab.augment.targeted import Targeted
-from tinlab.compute import place
+from tinlab.compute import compiled, place
 from tinlab.data.batches import Batches, chosen_rows
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
@@ -220,9 +220,8 @@ class Setup:
             checkpoint.restore(last, model, self.updater, device, self.beside)
             self.scaling.restore(state.scaling)
         # A second face of the same weights: saving and measuring go through the raw module.
-        self.network: Callable[[Tensor], Tensor] = ranks.parallel(model, device, leaves_out=self.depth.drops)
-        if recipe.compute.compile:
-            self.network = torch.compile(self.network)
+        parallel = ranks.parallel(model, device, leaves_out=self.depth.drops)
+        self.network: Callable[[Tensor], Tensor] = compiled(parallel, recipe.compute)
 
     def updated(self, step: int) -> None:
         """After the update of step `step` of the stage, counted from 1: what follows the weights.

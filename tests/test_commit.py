@@ -1,0 +1,30 @@
+import subprocess
+
+import pytest
+
+from tinlab import runs
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout of its own in which tinlab seems to run."""
+    source = tmp_path / "src" / "tinlab" / "runs.py"
+    for path in (source, tmp_path / "results" / "results.csv", tmp_path / "RESULTS.md"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("one\n")
+    who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(runs, "__file__", str(source))
+    return tmp_path
+
+
+def test_a_changed_source_is_marked_and_added_results_are_not(checkout):
+    clean = runs.commit()
+    assert clean is not None
+    assert len(clean) == 12
+    (checkout / "results" / "results.csv").write_text("two\n")
+    (checkout / "RESULTS.md").write_text("two\n")
+    assert runs.commit() == clean
+    (checkout / "src" / "tinlab" / "runs.py").write_text("two\n")
+    assert runs.commit() == clean + "+"
