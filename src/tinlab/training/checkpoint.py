@@ -182,6 +182,7 @@ def restore(
         if isinstance(value, Tensor):
             # Some of timm's keep a momentum in bfloat16, and averages of rows and columns under other names.
             alike = kind not in _LIKE_PARAMETER or value.shape == parameter.shape
+            alike = alike or (kind != "momentum_buffer" and value.ndim == 0)  # one for the whole of it
             single = kind != "step" or value.numel() == 1
             if (
                 not alike
