@@ -70,10 +70,15 @@ def guided(part: Part, seconds: int, folder: Path) -> None:
     """Let atheris look for inputs whose bytes reach new lines. It ends the process."""
     import atheris
 
+    kept = (
+        "tinlab.errors",
+        "tinlab.files",
+        "tinlab.terminal",
+    )  # whose classes and functions are in use already
+    for module in [name for name in sys.modules if name.startswith("tinlab.") and name not in kept]:
+        del sys.modules[module]
     with atheris.instrument_imports(include=["tinlab"]):
-        for module in [name for name in sys.modules if name.startswith("tinlab.data")]:
-            del sys.modules[module]
-        import tinlab.data.packing  # noqa: F401
+        warm_up(part, 0)
     files = {name: node for name, node in drawn(part, 0, 0).items() if isinstance(node, bytes)}
     name = max(files, key=lambda one: len(files[one]))
     seeds = folder / "seeds"
@@ -86,14 +91,9 @@ def guided(part: Part, seconds: int, folder: Path) -> None:
     def try_bytes(data: bytes) -> None:
         try_one(part, {**files, name: data}, folder / "sandbox")
 
-    arguments = [
-        sys.argv[0],
-        str(seeds),
-        f"-max_total_time={seconds}",
-        f"-artifact_prefix={folder}/",
-        "-rss_limit_mb=4096",
-    ]
-    atheris.Setup([*arguments, "-timeout=60", "-max_len=65536", "-print_final_stats=1"], try_bytes)
+    limits = [f"-max_total_time={seconds}", "-rss_limit_mb=4096", "-max_len=65536", "-timeout=0"]
+    arguments = [sys.argv[0], str(seeds), f"-artifact_prefix={folder}/", "-print_final_stats=1", *limits]
+    atheris.Setup(arguments, try_bytes)
     atheris.Fuzz()
 
 
