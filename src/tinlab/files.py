@@ -1,8 +1,11 @@
-"""Files that are either the old ones or the new ones, never half of each.
+"""Files that are either the old ones or the new ones, never half of each; and files that a stranger made.
 
 Everything that must survive a kill or a full disk is written beside its place, flushed to the disk, and
 renamed into it. A writer holds a lock (flock) on its temporary file. The operating system drops it when the
 process ends, however it ends, so a temporary file without a lock belongs to nobody and can be removed.
+
+What is read may come from anywhere: only regular files are opened (a pipe would be waited for, and a device
+has no end), of a bounded size, and JSON is read as strictly as it is written.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import errno
 import json
 import os
 import re
+import stat
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tinlab.errors import TinlabError
 
@@ -27,6 +32,12 @@ except ImportError:  # not a POSIX system: leftovers stay until somebody removes
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT, errno.EIO, errno.EFBIG)
 """What a disk says that a person can mend: it is full, or the place is not one to write to."""
+
+MOST_TEXT_BYTES = 512 << 20
+"""The largest text that is read as a whole: names of ten million images, and more."""
+
+MOST_LEVELS = 64
+"""How deeply a JSON value is nested at most. A recipe has ten levels."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -128,10 +139,11 @@ def refused(error: OSError, place: str | Path | None = None) -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, atomically."""
+    """Write `text` to `path` as UTF-8, atomically. A lone surrogate, which a file's name may hold and UTF-8
+    does not have, becomes \\udcff or the like, which in JSON stands for itself."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     write_atomically(path, write)
 
@@ -141,9 +153,73 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file; not where it is a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:  # too long
+        return False
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError unless `path` is a regular file, or a link to one; it is not opened."""
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", str(path))
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a regular file", str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of regular file `path`, UTF-8, with or without a byte order mark.
+
+    Raises OSError where it is something else or holds more than MOST_TEXT_BYTES, and ValueError where it is
+    not UTF-8.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        data = file.read(MOST_TEXT_BYTES + 1)
+    if len(data) > MOST_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MOST_TEXT_BYTES >> 20} MiB", str(path))
+    return data.decode("utf-8-sig")
+
+
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises OSError or ValueError."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The JSON value in `path`. NaN, infinity and a key that stands twice in an object are refused. Raises
+    OSError or ValueError."""
+    return parse_json(read_text(path))
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value in `text`, as strictly as `read_json`. Raises ValueError."""
+    try:
+        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level, depth = [value], 0
+    while level := [
+        item
+        for group in level
+        if isinstance(group, dict | list)
+        for item in (group.values() if isinstance(group, dict) else group)
+    ]:
+        depth += 1
+        if depth > MOST_LEVELS:  # of which whatever walks through a value may need several calls each
+            raise ValueError("it is nested too deeply")
+    return value
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"it holds {text}, which is no number in JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"it has '{twice[:80]}' twice in one object")
+    return found
 
 
 def read_given_json(path: Path) -> Any:
@@ -152,8 +228,21 @@ def read_given_json(path: Path) -> Any:
         return read_json(path)
     except OSError as error:
         raise TinlabError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise TinlabError(f"{path} is not JSON: {error}") from error
+
+
+def plain(text: str) -> str:
+    """`text` with U+FFFD for what is not seen but acts: names and words come from strangers' files."""
+    return text if text.isprintable() else "".join(c if harmless(c) else "\ufffd" for c in text)
+
+
+def harmless(character: str) -> bool:
+    """Whether it neither drives a terminal nor turns text around: no control character but a line break and a
+    tabulator, no format character but the joiners that scripts are written with, and no lone surrogate."""
+    if character.isprintable() or character in "\n\t\u200c\u200d":
+        return True
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def write_flushed(path: Path, content: bytes) -> None:

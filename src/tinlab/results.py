@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tinlab import runs
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.metrics import measure
-from tinlab.files import only_one, write_text
+from tinlab.files import only_one, read_text, write_text
 from tinlab.recipes import budget_of
 
 COLUMNS = (
@@ -43,12 +44,15 @@ def read_results(path: Path) -> list[dict[str, str]]:
     """The rows of `path`; none where there is no file. Raises TinlabError for a file with other columns."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
         names = tuple(rows.fieldnames or ())
-        if names not in (COLUMNS, tuple(name for name in COLUMNS if name not in ADDED)):
-            raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
-        return [{name: row.get(name) or "" for name in COLUMNS} for row in rows]
+        found = list(rows)
+    except (OSError, ValueError, csv.Error) as error:
+        raise TinlabError(f"{path} cannot be read ({error}); move it aside") from error
+    if names not in (COLUMNS, tuple(name for name in COLUMNS if name not in ADDED)):
+        raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
+    return [{name: row.get(name) or "" for name in COLUMNS} for row in found]
 
 
 class AlreadyRecorded(TinlabError):
@@ -83,7 +87,17 @@ def row_of(run: str | Path) -> dict[str, Any]:
     result, environment = opened.result, opened.environment
     if result is None:
         raise TinlabError(f"{run} is not finished; go on with: tinlab train --resume {run}")
-    kind = environment["pack"]["source_kind"]
+    try:
+        kind, digest = environment["pack"]["source_kind"], environment["pack"]["content_digest"]
+        hardware = environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores"
+        about = {name: environment[name] for name in ("threads", "torch", "tinlab", "commit")}
+    except (KeyError, TypeError) as error:
+        raise TinlabError(
+            f"{run}: environment.json is damaged ({error!r}), so no number can be traced"
+        ) from error
+    # What names a file is the run's own recipe, and not what its result says.
+    if (result["recipe"], result.get("seed")) != (opened.recipe.name, opened.seed):
+        raise TinlabError(f"{run}: result.json is of another recipe or seed than the run; train it again")
     if kind == "rendered":
         raise TinlabError(f"{run} was trained on rendered images; results are of real ones")
     predictions = predictions_of(run, split=result["split"])
@@ -97,13 +111,15 @@ def row_of(run: str | Path) -> dict[str, Any]:
         "top1_low_percent": round(low, 2),
         "top1_high_percent": round(high, 2),
         "train_minutes": round(result["train_seconds"] / 60, 1),
-        "hardware": environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores",
-        **{name: environment[name] for name in ("threads", "torch", "tinlab", "commit")},
+        "hardware": hardware,
+        **about,
         "source_kind": kind,
-        "content_digest": environment["pack"]["content_digest"],
+        "content_digest": digest,
         "budget": budget_of(opened.recipe, _epochs(opened)),
         "classes": len(opened.classes),
     }
+    if lacking := [name for name in COLUMNS if name not in row]:
+        raise TinlabError(f"{run}: result.json lacks {lacking[0]}; remove it and resume the run")
     return {name: row[name] for name in COLUMNS}
 
 
@@ -119,12 +135,17 @@ def train_top1_percent(metrics: list[dict[str, Any]]) -> float:
     if not points:
         raise TinlabError("the run has no training points, so it has no training accuracy")
     steps = [0, *(point["step"] for point in points)]
+    if any(not isinstance(point.get("top1_percent"), int | float) for point in points):
+        raise TinlabError("the run has a training point without an accuracy, so it has no training accuracy")
     last = [
         (point["top1_percent"], step - before)
         for point, before, step in zip(points, steps, steps[1:], strict=False)
         if point["epoch"] > points[-1]["epoch"] - 1
     ]
-    return sum(value * count for value, count in last) / sum(count for _, count in last)
+    images = sum(count for _, count in last)
+    if images <= 0:
+        raise TinlabError("the run's training points are out of order, so it has no training accuracy")
+    return sum(value * count for value, count in last) / images
 
 
 def write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
@@ -142,5 +163,13 @@ def mean_top1_percent(path: Path | None = None) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for row in read_results(path or results_file()):
         if row["split"] == "val":
-            found.setdefault(row["recipe_digest"], []).append(float(row["top1_percent"]))
+            try:
+                value = float(row["top1_percent"])
+            except ValueError:
+                value = math.nan
+            if not 0 <= value <= 100:
+                raise TinlabError(
+                    f"{path or results_file()}: top1_percent is '{row['top1_percent'][:80]}'; mend it"
+                )
+            found.setdefault(row["recipe_digest"], []).append(value)
     return {digest: sum(values) / len(values) for digest, values in found.items()}

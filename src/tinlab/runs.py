@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from tinlab import __version__
-from tinlab.data.pack import ClassInfo, Pack, triple
+from tinlab.data.pack import LARGEST_SIZE, ClassInfo, Pack, triple
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.errors import TinlabError
-from tinlab.files import flush_folder, read_json, refused, write_json, write_text
+from tinlab.files import flush_folder, is_file, read_json, refused, write_json, write_text
 from tinlab.recipe import Recipe, read_recipe
 
 
@@ -65,8 +65,9 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The row in result.json, or None while the run is not finished."""
-        return _json_or_none(self.path / "result.json")
+        """The row in result.json, or None while the run is not finished. Raises TinlabError for a damaged
+        one."""
+        return read_result(self.path / "result.json")
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -132,12 +133,14 @@ def _placed(folder: Path, place: Path) -> Path:
 def open_run(path: str | Path) -> Run:
     """Open run folder `path`. Raises TinlabError where it is none, or a damaged one."""
     path = Path(path)
-    if not (path / "run.json").is_file():
+    if not is_file(path / "run.json"):
         raise TinlabError(f"{path} is not a run folder (no run.json); 'tinlab runs' lists those there are")
     try:
         about = read_json(path / "run.json")
         classes = read_json(path / "classes.json")
         shown = about["preprocessing"]
+        if not 1 <= int(shown["image_size"]) <= LARGEST_SIZE or not classes:
+            raise ValueError(f"images of {shown['image_size']} pixels a side, and {len(classes)} classes")
         return Run(
             path=path,
             recipe=read_recipe(path / "recipe.json"),
@@ -151,8 +154,9 @@ def open_run(path: str | Path) -> Run:
             started_at=str(about["started_at"]),
             launch=about.get("launch"),
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise TinlabError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = f"run.json or classes.json lacks {error}" if isinstance(error, KeyError) else error
+        raise TinlabError(f"{path} is damaged ({reason}); restore its files, or train again") from error
 
 
 def list_runs(out: Path) -> list[Run]:
@@ -162,7 +166,9 @@ def list_runs(out: Path) -> list[Run]:
         if path.parent.name.startswith("."):
             continue  # one that is being made
         try:
-            runs.append(open_run(path.parent))
+            run = open_run(path.parent)
+            _ = run.result
+            runs.append(run)
         except TinlabError:
             continue
     return sorted(runs, key=lambda run: run.started_at)
@@ -201,11 +207,55 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict):
+        if isinstance(value, dict) and _is_point(value):
             lines.append(value)
     return lines
+
+
+def _is_point(line: dict[str, Any]) -> bool:
+    """Whether it is a point of a curve: what kind, and numbers where numbers belong."""
+    numbers = (value for name, value in line.items() if name not in ("kind", "split", "stage"))
+    return (
+        line.get("kind") in ("train", "eval")
+        and all(_is_number(line.get(name)) for name in ("step", "epoch"))
+        # A loss of a training that diverges may be no number.
+        and all(value is None or type(value) is float or _is_number(value) for value in numbers)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number that others can be counted with."""
+    return type(value) in (int, float) and abs(value) < 2**63
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """The row in result.json file `path`; None where there is none. Raises TinlabError for a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        row = read_json(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TinlabError(f"{path} cannot be read ({reason}); remove it and resume the run") from error
+    words = ("recipe", "recipe_digest", "split", "finished_at")
+    needed = ("top1_percent", "top5_percent", "loss", "train_seconds", "epochs")
+    optional = (
+        "seed", "steps", "images", "train_images", "parameters", "images_per_second", "elapsed_seconds",
+        "peak_memory_bytes", "sparsity", "blocks", "measured_blocks", "expected_blocks",
+    )  # fmt: skip
+    if not isinstance(row, dict):
+        raise TinlabError(f"{path} is damaged (it holds no object); remove it and resume the run")
+    wrong = [name for name in words if not isinstance(row.get(name), str)]
+    wrong += [name for name in needed if not _is_number(row.get(name))]
+    wrong += [name for name in optional if name in row and not _is_number(row[name])]
+    if wrong:
+        raise TinlabError(
+            f"{path} is damaged ({wrong[0]} is missing or of a wrong kind); remove it and resume the run"
+        )
+    found: dict[str, Any] = row
+    return found
 
 
 def keep_metrics_until(path: Path, step: int) -> None:

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from tinlab.files import harmless, plain
+
 if TYPE_CHECKING:
     from tinlab.training import loop
 
@@ -32,14 +34,22 @@ def say(text: str) -> None:
     err.print(Text(plain(text)))
 
 
-def plain(text: str) -> str:
-    """`text` without control characters, which could drive the terminal: names come from strangers' files."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+def show(text: str = "") -> None:
+    """A line of results, on standard output."""
+    print(plain(text))
 
 
 def show_json(value: Any) -> None:
-    """One JSON value on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """One JSON value on standard output; what could drive a terminal is escaped in its strings."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    print("".join(c if harmless(c) else json.dumps(c)[1:-1] for c in text))
+
+
+def one_line(message: str, most: int = 1000) -> str:
+    """`message` without control characters and line breaks; of one longer than `most` characters, which a
+    stranger's names can make, the beginning and the end."""
+    line = " ".join(plain(message).split())
+    return line if len(line) <= most else f"{line[: most - 300]} … {line[-297:]}"
 
 
 def show_table(
@@ -50,9 +60,10 @@ def show_table(
     title: str | None = None,
 ) -> None:
     """A table on standard output; the columns named in `right` are aligned to the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    heading = None if title is None else Text(plain(title), style="table.title")
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(Text(plain(column)), justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain("" if cell is None else str(cell))) for cell in row))
     out.print(table)
@@ -75,7 +86,7 @@ def show_layers(network: dict[str, Any]) -> None:
     show_table(columns, [*rows, total], right=columns[2:], title=f"{network['model']}: {network['summary']}")
     out.print(Text(plain(f"from {network['source']}")))
     shown = ", ".join(f"{name}={_short(value)}" for name, value in network["options"].items())
-    out.print(Text(f"options: {shown or 'none of its own'}"))
+    out.print(Text(plain(f"options: {shown or 'none of its own'}")))
     kept = network["activation_bytes"] / 1e6
     out.print(Text(f"a training step keeps {kept:.2f} MB of activations an image, in bf16"))
     if network["expected_blocks"] < network["blocks"]:
@@ -95,9 +106,12 @@ def counting(what: str, unit: str = "images") -> Iterator[Callable[[int, int | N
     """A progress bar for work that counts (done, total). Nothing is shown where there is nothing to do."""
     scale, name = (1e6, "MB") if unit == "bytes" else (1, unit)
     with _bar(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), _Left()
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        _Left(),
     ) as bar:
-        task = bar.add_task(what, total=None, visible=False, count="")
+        task = bar.add_task(plain(what), total=None, visible=False, count="")
 
         def count(done: int, total: int | None) -> None:
             shown = f"{done / scale:,.0f}" + (f" of {total / scale:,.0f}" if total else "")
@@ -113,9 +127,9 @@ def training() -> Iterator[loop.Watcher]:
         yield _Lines()
         return
     with _bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[numbers]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
         expand=True,
@@ -128,7 +142,7 @@ def training() -> Iterator[loop.Watcher]:
                 total=progress.total_steps,
                 completed=progress.step,
                 description=f"epoch {progress.epoch:.1f}",
-                numbers=_numbers(progress),
+                numbers=plain(_numbers(progress)),
                 left=f"{_clock(progress.seconds_left)} left",
             )
 
@@ -183,6 +197,6 @@ def _bar(*columns: ProgressColumn, expand: bool = False) -> Progress:
 
 def fail(message: str, exit_code: int) -> int:
     """Print one line of error and return the exit code."""
-    err.print(Text("tinlab: ", style="bold red") + Text(" ".join(plain(message).split())))
+    err.print(Text("tinlab: ", style="bold red") + Text(one_line(message)))
     sys.stdout.flush()
     return exit_code

@@ -49,15 +49,15 @@ def lr_find(
     else:
         if found.recommended is not None:
             marks = found.marks
-            print(
+            terminal.show(
                 f"the loss falls fastest at {marks.steepest:.2g}; it is lowest at {marks.lowest:.2g}, a "
                 f"tenth of which is {marks.lowest / 10:.2g}"
             )
-            print(f"recommended: {found.recommended:g}, {found.why}")
-            print(" ".join(f"--set {assignment}" for assignment in found.assignments))
+            terminal.show(f"recommended: {found.recommended:g}, {found.why}")
+            terminal.show(" ".join(f"--set {assignment}" for assignment in found.assignments))
         else:
-            print(f"no rate to recommend: {found.why}")
-        print(f"chart: {out.resolve()}")
+            terminal.show(f"no rate to recommend: {found.why}")
+        terminal.show(f"chart: {out.resolve()}")
     if found.recommended is None:
         raise typer.Exit(1)
 
@@ -92,16 +92,16 @@ def overfit(
         terminal.show_json({**told, "recipe": chosen.name, "chart": str(out)})
     else:
         if found.switched_off:
-            print(f"switched off: {'; '.join(map(str, found.switched_off))}")
+            terminal.show(f"switched off: {'; '.join(map(str, found.switched_off))}")
         if found.set:
-            print(f"set: {'; '.join(map(str, found.set))}")
+            terminal.show(f"set: {'; '.join(map(str, found.set))}")
         if found.left_on:
-            print(f"left on, as no field switches it off: {'; '.join(found.left_on)}")
-        print(found.summary())
+            terminal.show(f"left on, as no field switches it off: {'; '.join(found.left_on)}")
+        terminal.show(found.summary())
         for finding in found.findings:
-            print(f"- {finding.cause}: {finding.evidence}")
-            print(f"  try: {finding.advice}")
-        print(f"chart: {out.resolve()}")
+            terminal.show(f"- {finding.cause}: {finding.evidence}")
+            terminal.show(f"  try: {finding.advice}")
+        terminal.show(f"chart: {out.resolve()}")
     if not found.passed:
         raise typer.Exit(1)
 

@@ -56,7 +56,7 @@ def usage_sentence(error: Any) -> str:
 @app.callback(invoke_without_command=True)
 def _tinlab(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        print(f"tinlab {__version__}")
+        terminal.show(f"tinlab {__version__}")
         raise typer.Exit
 
 
@@ -67,7 +67,7 @@ def write_picture(picture: Any, out: Path, json: bool, **more: Any) -> None:
         size = {"width": picture.width, "height": picture.height}
         terminal.show_json({"picture": str(out.resolve()), **size, **more})
     else:
-        print(f"picture: {out.resolve()}")
+        terminal.show(f"picture: {out.resolve()}")
 
 
 def save_picture(picture: Any, out: Path) -> None:
@@ -104,7 +104,7 @@ def between(interval: tuple[float, float], digits: int) -> str:
 
 def show_metrics(measured: Any, split: str) -> None:
     low, high = measured.top1_interval_percent
-    print(
+    terminal.show(
         f"{split}: top-1 {measured.top1_percent:.2f}% (95% interval {low:.2f} to {high:.2f}), "
         f"top-5 {measured.top5_percent:.2f}%, loss {measured.loss:.4f}, {measured.images:,} images"
     )

@@ -43,7 +43,7 @@ def compare(
         return
     _show(found)
     if out is not None:
-        print(f"picture: {out.resolve()}")
+        terminal.show(f"picture: {out.resolve()}")
 
 
 def _show(found: Comparison) -> None:
@@ -65,8 +65,8 @@ def _show(found: Comparison) -> None:
     )
     for letter, member in zip(letters, found.members, strict=True):
         for note in member.notes:
-            print(f"note: {letter}: {note}")
-    print()
+            terminal.show(f"note: {letter}: {note}")
+    terminal.show()
     columns = (
         "",
         "top-1, points",
@@ -94,7 +94,7 @@ def _show(found: Comparison) -> None:
         ],
         right=("top-1, points", *columns[3:]),
     )
-    print()
+    terminal.show()
     terminal.show_table(
         ("errors' correlation (Pearson)", "image by image", "class by class"),
         [
@@ -107,7 +107,7 @@ def _show(found: Comparison) -> None:
         ],
         right=("image by image", "class by class"),
     )
-    print(
+    terminal.show(
         "in brackets: 95% bootstrap intervals over images, for differences drawn in pairs; "
         "they say nothing about other seeds"
     )

@@ -26,8 +26,8 @@ def download(
     if json:
         terminal.show_json({"archive": str(path)})
     else:
-        print(f"archive: {path}")
-        print(f"next: tinlab data pack {path}")
+        terminal.show(f"archive: {path}")
+        terminal.show(f"next: tinlab data pack {path}")
 
 
 @data_commands.command()
@@ -56,8 +56,8 @@ def render(
     if json:
         terminal.show_json({"folder": str(made)})
     else:
-        print(f"images: {made}")
-        print(f"next: tinlab data pack {made}")
+        terminal.show(f"images: {made}")
+        terminal.show(f"next: tinlab data pack {made}")
 
 
 @data_commands.command()
@@ -92,8 +92,8 @@ def pack(
     for note in made.info.notes:
         terminal.say(f"note: {note}")
     listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    print(f"pack: {made.path}{' (was there already)' if made.reused else ''}")
-    print(f"{len(made.info.classes)} classes; {listed}")
+    terminal.show(f"pack: {made.path}{' (was there already)' if made.reused else ''}")
+    terminal.show(f"{len(made.info.classes)} classes; {listed}")
 
 
 @data_commands.command()
@@ -122,8 +122,8 @@ def subset(
         terminal.show_json({**found, "classes": len(made.info.classes)})
         return
     listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    print(f"pack: {made.path}{' (was there already)' if made.reused else ''}")
-    print(f"{len(made.info.classes)} classes; {listed}")
+    terminal.show(f"pack: {made.path}{' (was there already)' if made.reused else ''}")
+    terminal.show(f"{len(made.info.classes)} classes; {listed}")
 
 
 @data_commands.command()
@@ -149,7 +149,7 @@ def audit(
         terminal.show_json({**found.to_json(), "pack": str(opened.path)})
         return
     for line in found.lines(first=first):
-        print(terminal.plain(line))
+        terminal.show(terminal.plain(line))
 
 
 @data_commands.command()

@@ -48,7 +48,7 @@ def ensemble(
         return
     _show(found)
     if out is not None:
-        print(f"ensemble: {out.resolve()} ({rule or DEFAULT_RULE})")
+        terminal.show(f"ensemble: {out.resolve()} ({rule or DEFAULT_RULE})")
 
 
 def _show(found: Ensembles) -> None:
@@ -85,13 +85,13 @@ def _show(found: Ensembles) -> None:
                 "; ".join(text for text in (weights, row.note) if text),
             )
         )
-    print()
+    terminal.show()
     terminal.show_table(
         ("rule", "top-1", "top-5", "loss", "gain over the best member, points", "weights, or why none"),
         rows,
         right=("top-1", "top-5", "loss", "gain over the best member, points"),
     )
-    print()
+    terminal.show()
     for line in explain(found):
         terminal.out.print(terminal.plain(line), markup=False)
 
@@ -149,4 +149,4 @@ def submit(
         terminal.show_json({**shown, "top1_percent": made.top1_percent})
         return
     scores = "" if made.top1_percent is None else f"; it scores {made.top1_percent:.2f}%"
-    print(f"submission: {out.resolve()} ({made.images:,} images of {split}{scores})")
+    terminal.show(f"submission: {out.resolve()} ({made.images:,} images of {split}{scores})")

@@ -179,7 +179,7 @@ def _sanity(network: Any, chosen: Any, how: dict[str, Any], seed: int, json: boo
     columns = ("maps of", *(f"{point.randomised_layers}" for point in first))
     rows = [(name, *(f"{point.rank_correlation:+.2f}" for point in points)) for name, points in found.items()]
     terminal.show_table(columns, rows, right=columns[1:])
-    print(
+    terminal.show(
         f"Rank correlation with the trained network's maps, {len(chosen)} images, after so many of its last "
         f"layers lost what they learned ({first[-1].randomised_layers}: all)."
     )

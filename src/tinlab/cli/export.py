@@ -64,15 +64,15 @@ def export(
         right=columns[1:],
         title=f"{made.images:,} images of val, {made.threads} threads",
     )
-    print(
+    terminal.show(
         "same class, largest difference: first classes and logits beside PyTorch fp32, on real images in "
         "batches of 1, 7 and 64"
     )
     if made.calibration_images is not None:
-        print(f"int8: activations' ranges from {made.calibration_images:,} training images")
-    print(f"file: {made.file}")
+        terminal.show(f"int8: activations' ranges from {made.calibration_images:,} training images")
+    terminal.show(f"file: {made.file}")
     if made.int8_file:
-        print(f"int8: {made.int8_file}")
+        terminal.show(f"int8: {made.int8_file}")
 
 
 def _row(way: Way) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def list_models(
         if json:
             terminal.show_json(listed)
         else:
-            print("\n".join(listed))
+            terminal.show("\n".join(listed))
         return
     how: dict[str, Any] = {"classes": classes, "image_size": image_size, "batch_size": batch_size}
     timed_on = resolve_device(device) if speed else None
@@ -117,8 +117,8 @@ def list_models(
         right=columns[2:],
     )
     pixels = f"{image_size}x{image_size}"
-    print(f"For an image of {pixels} pixels; activations are what training keeps of one, in bf16.")
-    print("More: torchvision:NAME and timm:NAME; 'tinlab models timm:' lists them.")
+    terminal.show(f"For an image of {pixels} pixels; activations are what training keeps of one, in bf16.")
+    terminal.show("More: torchvision:NAME and timm:NAME; 'tinlab models timm:' lists them.")
 
 
 @app.command()
@@ -148,9 +148,9 @@ def augment(
             terminal.show_json({n: [o.model_dump(mode="json") for o in made] for n, made in listed.items()})
             return
         for name, made in listed.items():
-            print(name)
+            terminal.show(name)
             for operation in made:
-                print("\n".join("    " + line for line in operation.lines()))
+                terminal.show("\n".join("    " + line for line in operation.lines()))
         return
 
     from tinlab.augment.gallery import gallery
@@ -172,7 +172,7 @@ def augment(
         title=policy,
     )
     if not json:
-        print("\n".join(line for operation in operations for line in operation.lines()))
+        terminal.show("\n".join(line for operation in operations for line in operation.lines()))
     write_picture(picture, out, json)
 
 

@@ -107,11 +107,11 @@ def study(
             ],
             right=("seeds", "val top-1", "difference", "minutes", "failed"),
         )
-        print(summary.interval_note(lines, len(done.study.seeds)))
+        terminal.show(summary.interval_note(lines, len(done.study.seeds)))
         if add_results:
-            print(f"{results_file()}: {added} rows added")
-        print(f"chart: {done.folder / 'chart.png'}")
-        print(f"report: {page}")
+            terminal.show(f"{results_file()}: {added} rows added")
+        terminal.show(f"chart: {done.folder / 'chart.png'}")
+        terminal.show(f"report: {page}")
     if not any(line.spread for line in lines):
         raise typer.Exit(1)
 
@@ -182,7 +182,7 @@ def search(
         del row["best_file"]
         terminal.show_json(row)
     else:
-        print(", ".join(f"{count} trials {state}" for state, count in found.counts.items()))
+        terminal.show(", ".join(f"{count} trials {state}" for state, count in found.counts.items()))
         if found.best is not None:
             terminal.show_table(
                 ("field", "best", "importance"),
@@ -193,10 +193,10 @@ def search(
                 right=("best", "importance"),
             )
             if not found.importances:
-                print("importance: needs at least four finished trials that differ")
-            print(f"best: tune top-1 {found.top1_percent:.2f}%: {found.best_file}")
-            print(f"chart: {found.folder / 'search.png'}")
-            print(f"next: tinlab train {found.best_file}")
+                terminal.show("importance: needs at least four finished trials that differ")
+            terminal.show(f"best: tune top-1 {found.top1_percent:.2f}%: {found.best_file}")
+            terminal.show(f"chart: {found.folder / 'search.png'}")
+            terminal.show(f"next: tinlab train {found.best_file}")
     if found.best is None:
         raise typer.Exit(1)
 

@@ -91,7 +91,7 @@ def evaluate(
     if found.robustness is not None:
         _show_robustness(found.robustness)
     if gallery is not None:
-        print(f"gallery: {gallery.resolve()}")
+        terminal.show(f"gallery: {gallery.resolve()}")
 
 
 def _show_scores(found: Evaluation) -> None:
@@ -107,7 +107,7 @@ def _show_scores(found: Evaluation) -> None:
         title=f"{found.split}, {found.scores.images:,} images, with 95% bootstrap intervals over images",
     )
     for note in found.notes:
-        print(f"note: {note}")
+        terminal.show(f"note: {note}")
 
 
 def _with(value: float, interval: tuple[float, float], digits: int) -> str:
@@ -115,7 +115,7 @@ def _with(value: float, interval: tuple[float, float], digits: int) -> str:
 
 
 def _show_calibration(found: Evaluation) -> None:
-    print()
+    terminal.show()
     fitted = found.temperature
     columns = {"as it is": found.calibration}
     if fitted is not None:
@@ -134,18 +134,18 @@ def _show_calibration(found: Evaluation) -> None:
         right=tuple(columns),
     )
     if fitted is not None:
-        print(f"temperature fitted on the {fitted.fitted_images:,} images of {fitted.fitted_on}")
+        terminal.show(f"temperature fitted on the {fitted.fitted_images:,} images of {fitted.fitted_on}")
         if fitted.at_limit:
-            print("it is the end of the range that was searched: the loss still fell there")
+            terminal.show("it is the end of the range that was searched: the loss still fell there")
     elif found.temperature_note is not None:
-        print(found.temperature_note)
+        terminal.show(found.temperature_note)
 
 
 def _show_classes(found: Evaluation, *, every: bool) -> None:
     from tinlab.data.words import short_names
     from tinlab.runs import open_run
 
-    print()
+    terminal.show()
     names = short_names(open_run(found.run).classes)
     best, worst = found.classes[:5], found.classes[-5:]
     if every or len(found.classes) <= 10:
@@ -163,7 +163,7 @@ def _show_classes(found: Evaluation, *, every: bool) -> None:
     terminal.show_table(("top-1", "class", "most often taken for"), rows, right=("top-1",))
     if not found.confusions:
         return
-    print()
+    terminal.show()
     # The other direction of a pair stands in its row, and needs none of its own.
     order = {(row.true, row.predicted): place for place, row in enumerate(found.confusions)}
     shown = [
@@ -187,7 +187,7 @@ def _show_classes(found: Evaluation, *, every: bool) -> None:
 
 
 def _show_robustness(found: Robustness) -> None:
-    print()
+    terminal.show()
     columns = ("group", "corruption", "1", "2", "3", "4", "5", "mean")
     rows: list[tuple[str, ...]] = []
     for row in found.corruptions:
@@ -203,14 +203,16 @@ def _show_robustness(found: Robustness) -> None:
         )
     title = f"top-1 in percent of {found.images:,} images of {found.split}, corrupted, by strength"
     terminal.show_table(columns, rows, right=columns[2:], title=title)
-    print("means: " + ", ".join(f"{name} {value:.1f}%" for name, value in found.group_top1_percent.items()))
-    print(
+    terminal.show(
+        "means: " + ", ".join(f"{name} {value:.1f}%" for name, value in found.group_top1_percent.items())
+    )
+    terminal.show(
         f"mean corruption accuracy {found.mean_top1_percent:.2f}% "
         f"{between(found.mean_top1_interval_percent, 2)}, "
         f"{found.drop_points:.2f} points {between(found.drop_interval_points, 2)} below the "
         f"{found.clean_top1_percent:.2f}% of the same images as they are"
     )
-    print("strengths are tinlab's own, for small images: not to be compared with ImageNet-C")
+    terminal.show("strengths are tinlab's own, for small images: not to be compared with ImageNet-C")
 
 
 @app.command()
@@ -262,7 +264,7 @@ def report(
     if json:
         terminal.show_json({"report": str(page.resolve()), "runs": [str(folder) for folder in folders]})
     else:
-        print(f"report: {page.resolve()}")
+        terminal.show(f"report: {page.resolve()}")
 
 
 @app.command()
@@ -322,4 +324,4 @@ def add_result(
     if json:
         terminal.show_json(row)
     else:
-        print(f"{path}: {row['recipe']}, seed {row['seed']}: {row['top1_percent']:.2f}%")
+        terminal.show(f"{path}: {row['recipe']}, seed {row['seed']}: {row['top1_percent']:.2f}%")

@@ -138,7 +138,9 @@ def _list(rows: Any, file: Path | None, out: Path, json: bool) -> None:
         ],
         right=("time on 2 cores",),
     )
-    print("next: tinlab reproduce ROW, or a paper: sun, ma, yu, shcherbina; --budget 0.1 for a tenth of it")
+    terminal.show(
+        "next: tinlab reproduce ROW, or a paper: sun, ma, yu, shcherbina; --budget 0.1 for a tenth of it"
+    )
 
 
 def _run(
@@ -200,7 +202,7 @@ def _run(
         for found in done:
             _show(found)
         for name, why in failed.items():
-            print(f"{name}: failed: {why}")
+            terminal.show(f"{name}: failed: {why}")
     if failed:
         raise typer.Exit(1)
 
@@ -221,19 +223,19 @@ def _show(found: Any) -> None:
     from tinlab.recipes import budget_of
     from tinlab.runs import open_run
 
-    print(f"{found.row.id}: the paper: {said(found.row)}")
+    terminal.show(f"{found.row.id}: the paper: {said(found.row)}")
     for path in found.runs:
         run = open_run(path)
         result = run.result or {}
         budget = budget_of(run.recipe, result["epochs"])
-        print(
+        terminal.show(
             f"  {run.recipe.name}, seed {run.seed}: {result['split']} top-1 {result['top1_percent']:.2f}% in "
             f"{result['train_seconds'] / 60:.1f} minutes{f', budget: {budget}' if budget else ''}: {path}"
         )
     for measure, value in found.values.items():
-        print(f"  {measure_words(measure)} {value:g}")
+        terminal.show(f"  {measure_words(measure)} {value:g}")
     if picture := found.answer.get("picture") or found.answer.get("report"):
-        print(f"  made: {picture}")
+        terminal.show(f"  made: {picture}")
 
 
 def _add_run(run: Path, path: Path) -> None:
@@ -279,9 +281,9 @@ def results(
         terminal.show_json({"written": [str(one) for one in written], "below_without_remark": silent})
         return
     for one in written:
-        print(one)
+        terminal.show(str(one))
     for name in silent:
-        print(f"{name} is below its paper's number, and no remark in results/remarks.toml says why")
+        terminal.show(f"{name} is below its paper's number, and no remark in results/remarks.toml says why")
 
 
 @app.command()
@@ -365,4 +367,4 @@ def transfer(
         ],
         right=("images a class of B", "fine-tuned from A", "from scratch", "gain"),
     )
-    print(f"top-1 on B's validation images; the runs: {out / 'runs'}")
+    terminal.show(f"top-1 on B's validation images; the runs: {out / 'runs'}")

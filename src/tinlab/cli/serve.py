@@ -60,7 +60,7 @@ def serve(
         if json:
             terminal.show_json({"address": address, "runs": [str(run) for run in runs]})
         else:
-            print(f"serving {address} (Ctrl-C stops)")
+            terminal.show(f"serving {address} (Ctrl-C stops)")
         sys.stdout.flush()
 
     serve_runs(

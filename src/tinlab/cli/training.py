@@ -35,7 +35,7 @@ def demo(
         terminal.show_json({"run": str(made.run.path), "report": str(made.report), "result": made.run.result})
         return
     show_metrics(made.metrics, "val")
-    print(f"report: {made.report.resolve()}")
+    terminal.show(f"report: {made.report.resolve()}")
 
 
 @app.command()
@@ -125,17 +125,17 @@ def train(
     if json:
         terminal.show_json({"run": str(run.path), **result})
         return
-    print(
+    terminal.show(
         f"{result['split']}: top-1 {result['top1_percent']:.2f}%, top-5 {result['top5_percent']:.2f}%, "
         f"loss {result['loss']:.4f}, {result['train_seconds'] / 60:.1f} minutes of training, "
         f"{gigabytes(result['peak_memory_bytes'])} of memory at most"
     )
     if "sparsity" in result:
-        print(f"pruned: {100 * result['sparsity']:.1f}% of the weights are zero")
+        terminal.show(f"pruned: {100 * result['sparsity']:.1f}% of the weights are zero")
     if "measured_blocks" in result:
-        print(
+        terminal.show(
             f"depth: {result['measured_blocks']:.2f} of {result['blocks']} blocks ran in a step on average, "
             f"{result['expected_blocks']:.2f} expected"
         )
-    print(f"run: {run.path}")
-    print(f"next: tinlab report {run.path}")
+    terminal.show(f"run: {run.path}")
+    terminal.show(f"next: tinlab report {run.path}")

@@ -224,7 +224,7 @@ def audit(pack: Pack, *, near_duplicates: bool = True, progress: Progress | None
     """
     from tinlab.data.similar import shrink
 
-    splits = [pack.split(name) for name in pack.splits]
+    splits = [pack.split(name, any_label=True) for name in pack.splits]
     total = sum(len(split) for split in splits)
     digests: dict[bytes, list[int]] = {}
     smalls: list[np.ndarray] = []

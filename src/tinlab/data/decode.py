@@ -29,6 +29,12 @@ _OTHER_SUFFIXES = "apng avif bmp dib gif ico j2k jp2 pbm pcx pgm png pnm ppm sgi
 SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", *(f".{suffix}" for suffix in _OTHER_SUFFIXES.split()))
 """What an image file may be called, in lower case. Formats that start another program (EPS) are left out."""
 
+MOST_SCANS = 100
+"""Of a JPEG. Progressive ones have about ten; each costs a pass over the image, and only a few bytes."""
+
+SOON_LARGE_BYTES = 1 << 20
+"""JPEGs of more bytes are looked at before they are decoded, even if they may be of the pack's own size."""
+
 _COMMON_SUFFIXES = (".JPEG", ".jpg", ".png")  # found sooner than all of them
 
 FORMATS = (
@@ -98,9 +104,13 @@ def decode_into(
     # Pillow knows how to turn an image, and what inks (CMYK, which Adobe's marker goes with) look like. Where
     # the tables follow the JFIF header at once, there is neither marker, and no need to search.
     if (
-        (data.startswith(_JFIF) and data.startswith(_TABLES, 20))
-        or (data.startswith(_JPEG) and b"Exif\0" not in data and b"Adobe" not in data)
-    ) and _jpeg_size(data) == row.shape[:2]:  # simplejpeg 1.9 leaks 4 KB where the buffer is too small
+        len(data) <= SOON_LARGE_BYTES
+        and (
+            (data.startswith(_JFIF) and data.startswith(_TABLES, 20))
+            or (data.startswith(_JPEG) and b"Exif\0" not in data and b"Adobe" not in data)
+        )
+        and _jpeg_size(data) == row.shape[:2]  # simplejpeg 1.9 leaks 4 KB where the buffer is too small
+    ):
         try:
             if simplejpeg.decode_jpeg(data, buffer=row).shape == row.shape:
                 return
@@ -134,6 +144,8 @@ def _decode_any(data: bytes | bytearray, size: int, max_pixels: int, formats: tu
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow warns of is either refused below or harmless
+            # But for an image inside another, such as an icon's, that is larger than the outer one says.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 width, height = image.size
                 if width * height > max_pixels:
@@ -152,7 +164,7 @@ def _decode_any(data: bytes | bytearray, size: int, max_pixels: int, formats: tu
                         image.close()  # frees the pixels before the next large image may begin
     except Image.UnidentifiedImageError:
         raise ImageError("it is no image in a format that is read") from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooManyPixelsError(f"it has more than {max_pixels / 1e6:g} million pixels") from None
     except ImageError:
         raise
@@ -162,6 +174,8 @@ def _decode_any(data: bytes | bytearray, size: int, max_pixels: int, formats: tu
 
 def _check_jpeg(data: bytes | bytearray) -> None:
     """Refuse a JPEG that libjpeg would only warn of, such as one that is cut off."""
+    if (scans := data.count(b"\xff\xda")) > MOST_SCANS:
+        raise ImageError(f"it has {scans} scans, and at most {MOST_SCANS} are read")
     try:
         _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         target = "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB"

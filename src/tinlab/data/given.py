@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from tinlab.data.decode import ImageError, decode_into, square
+from tinlab.data.members import MAX_MEMBER_BYTES
 from tinlab.data.pack import ClassInfo
 from tinlab.errors import TinlabError
+from tinlab.files import check_regular
 
 Image = Any
 """A PIL image, a uint8 array (H, W, 3) or (H, W), or a path to an image file."""
@@ -59,6 +61,9 @@ def _square(image: Image, size: int) -> np.ndarray:
     try:
         if isinstance(image, str | Path):
             pixels = np.empty((size, size, 3), np.uint8)
+            check_regular(Path(image))
+            if (stated := Path(image).stat().st_size) > MAX_MEMBER_BYTES:
+                raise ImageError(f"it has {stated / 2**20:,.0f} MiB, and at most 64 MiB are read as one file")
             decode_into(Path(image).read_bytes(), pixels)
             return pixels
         if isinstance(image, np.ndarray):

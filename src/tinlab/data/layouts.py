@@ -5,8 +5,9 @@ Each is a function of the names of the files, so that it serves folders and zips
 
 from __future__ import annotations
 
+import io
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tinlab.data.names import Names
 from tinlab.data.pack import UNLABELLED, ClassInfo
 from tinlab.errors import TinlabError
 
+MOST_WNIDS_CHARACTERS = 2_000_000
+"""All of WordNet's nouns have fewer."""
 VALIDATION_NAMES = ("val", "validation", "valid")
 
 
@@ -58,12 +61,17 @@ def official(path: Path, names: Names, read_text: Callable[[int], str]) -> Layou
         raise TinlabError(f"{path} holds two data sets, one inside the other; take one of them out")
     # Of the lists and of val alone, whose labels are stated by name.
     row_of = {n: row for row, n in enumerate(names) if "/" not in n or n.startswith("val/")}
-    wnids = read_text(row_of["wnids.txt"]).split()
+    listed = read_text(row_of["wnids.txt"])
+    if len(listed) > MOST_WNIDS_CHARACTERS:
+        raise TinlabError(
+            f"{path}: wnids.txt has {len(listed):,} characters; it must list the classes, one a line"
+        )
+    wnids = listed.split()
     if not wnids:
         raise TinlabError(f"{path}: wnids.txt is empty; it must list the classes, one a line")
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     if len(label_of) < len(wnids):
-        twice = next(wnid for wnid in wnids if wnids.count(wnid) > 1)
+        twice = next(wnid for row, wnid in enumerate(wnids) if label_of[wnid] != row)
         raise TinlabError(f"{path}: wnids.txt lists {twice} twice; remove one of the lines")
     words = _words(read_text(row_of["words.txt"]), label_of) if "words.txt" in row_of else {}
 
@@ -101,7 +109,7 @@ def official(path: Path, names: Names, read_text: Callable[[int], str]) -> Layou
     if test:
         splits["test"] = Samples.by_class([_sorted(names, test)], [UNLABELLED])
     return Layout(
-        classes=tuple(ClassInfo(wnid, words.get(wnid, wnid)) for wnid in wnids),
+        classes=tuple(class_info(path, wnid, words.get(wnid, wnid)) for wnid in wnids),
         splits=splits,
         others=_others(len(names), splits),
     )
@@ -110,11 +118,25 @@ def official(path: Path, names: Names, read_text: Callable[[int], str]) -> Layou
 def _words(text: str, wanted: dict[str, int]) -> dict[str, str]:
     """The words of the classes in `wanted`; words.txt glosses all of WordNet."""
     found = {}
-    for line in text.splitlines():
+    for line in _lines(text):
         wnid, tab, words = line.partition("\t")
         if tab and wnid in wanted and words.strip():
             found[wnid] = words.strip()
     return found
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of `text`, which no other signs part. One at a time: a text that inflates to nothing but line
+    breaks would else become a list of millions."""
+    return (line.rstrip("\n") for line in io.StringIO(text, newline=None))
+
+
+def class_info(path: Path, id: str, words: str) -> ClassInfo:
+    """The class. Raises TinlabError, which begins with `path`, where it cannot be called so."""
+    try:
+        return ClassInfo(id, words)
+    except ValueError as error:
+        raise TinlabError(f"{path}: {error}; rename it") from error
 
 
 def _val_labels(
@@ -138,7 +160,7 @@ def _val_labels(
     if "val/val_annotations.txt" not in row_of:
         raise TinlabError(f"{path}: val/val_annotations.txt is missing; fetch the data set anew")
     stated: dict[str, int] = {}
-    for number, line in enumerate(read_text(row_of["val/val_annotations.txt"]).splitlines(), 1):
+    for number, line in enumerate(_lines(read_text(row_of["val/val_annotations.txt"])), 1):
         if not line.strip():
             continue
         where = f"{path}: line {number} of val/val_annotations.txt"
@@ -208,7 +230,7 @@ def class_folders(path: Path, names: Names, folders: Sequence[str], accepted: st
     left_out = len(names) - sum(map(len, splits.values()))
     if left_out:
         notes.append(f"{left_out} files were left out, being no images in class folders by their names")
-    return Layout(tuple(ClassInfo(name, name) for name in classes), splits, notes=tuple(notes))
+    return Layout(tuple(class_info(path, name, name) for name in classes), splits, notes=tuple(notes))
 
 
 class _Below:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -25,12 +26,19 @@ from typing import Any
 import numpy as np
 
 from tinlab.errors import TinlabError
+from tinlab.files import check_regular, is_file, read_json
 
 FORMAT = 2
 UNLABELLED = -1
 HEADER_BYTES = 128
 """Length of the header of an .npy of images."""
 _BLOCK_BYTES = 384 << 10
+MOST_NAME_CHARACTERS = 1000
+"""Of a class's id, or its words. WordNet's longest have 240."""
+LARGEST_SIZE = 1024
+"""Side in pixels."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,99}")
+"""What a split and its files may be called: no name leads out of the pack's folder."""
 BOTH = "train+tune"
 _VERIFIED: dict[Path, tuple[str, dict[str, tuple[int, int, int] | None]]] = {}
 """Packs whose bytes this process has compared with their digests, and the stamps of their files then."""
@@ -53,10 +61,23 @@ def digest_of_digests(pieces: Iterable[bytes]) -> str:
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class: its id in the source (a wnid in Tiny ImageNet) and its words for people."""
+    """One class: its id in the source (a wnid in Tiny ImageNet) and its words for people.
+
+    Either may hold any characters that UTF-8 has; whoever shows them escapes them. Raises ValueError where
+    they are no text, longer than MOST_NAME_CHARACTERS, or where the id is empty.
+    """
 
     id: str
     words: str
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError("a class has an empty name")
+        for name in (self.id, self.words):
+            if len(name) > MOST_NAME_CHARACTERS:
+                raise ValueError(f"the name of a class is longer than {MOST_NAME_CHARACTERS:,} characters")
+            if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+                raise ValueError(f"the name of a class, {name[:80]!r}, is not UTF-8")
 
 
 @dataclass(frozen=True)
@@ -105,7 +126,7 @@ class PackInfo:
         """Raises KeyError, TypeError or ValueError where `value` is not a pack's description."""
         if value["format"] != FORMAT:
             raise ValueError(f"it has format {value['format']}, and this tinlab reads format {FORMAT}")
-        return PackInfo(
+        info = PackInfo(
             name=str(value["name"]),
             image_size=int(value["image_size"]),
             classes=tuple(ClassInfo(str(c["id"]), str(c["words"])) for c in value["classes"]),
@@ -123,6 +144,26 @@ class PackInfo:
             source=dict(value["source"]),
             notes=tuple(str(note) for note in value.get("notes", ())),
         )
+        info.check()
+        return info
+
+    def check(self) -> None:
+        """Raise ValueError where this describes no pack that there could be."""
+        if not 1 <= self.image_size <= LARGEST_SIZE:
+            raise ValueError(f"its images have {self.image_size} pixels a side")
+        if not self.classes or len({one.id for one in self.classes}) < len(self.classes):
+            raise ValueError("it has no classes, or two of one name")
+        for name in (*self.splits, *(split.file for split in self.splits.values()), *self.files):
+            if not _PLAIN_NAME.fullmatch(name):
+                raise ValueError(f"'{name[:80]}' is no name of a split or of a file in the pack's folder")
+        for name, split in self.splits.items():
+            highest = 255.0 * split.count * self.image_size**2 * (1 + 1e-9)
+            if not 0 <= split.start <= split.stop:
+                raise ValueError(f"{name} is at rows {split.start} to {split.stop}")
+            if not all(0 <= value <= highest for value in split.channel_sum) or not all(
+                0 <= value <= 255 * highest for value in split.channel_square_sum
+            ):
+                raise ValueError(f"the sums of {name} are not those of its pixels")
 
 
 @dataclass(frozen=True)
@@ -148,8 +189,16 @@ class Split:
 
     @cached_property
     def names(self) -> list[str]:
-        every: list[str] = json.loads((self.pack.path / f"{self.file}.names.json").read_text("utf-8"))
-        return every[self.start : self.start + len(self)]
+        path = self.pack.path / f"{self.file}.names.json"
+        try:
+            every = read_json(path)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise TinlabError(f"{path} cannot be read ({reason}); pack the source again") from error
+        names = every[self.start : self.start + len(self)] if isinstance(every, list) else []
+        if len(names) < len(self) or not all(isinstance(name, str) for name in names):
+            raise TinlabError(f"{path} is damaged: it does not name the images; pack the source again")
+        return names
 
 
 class Pack:
@@ -169,17 +218,18 @@ class Pack:
         """Open the pack in folder `path`. Raises TinlabError where there is none, or a damaged one."""
         path = Path(path)
         description = path / "pack.json"
-        if not description.is_file():
+        if not is_file(description):
             raise TinlabError(
                 f"{path} is not a pack (no pack.json); make one: 'tinlab data pack SOURCE --out {path}'"
             )
         try:
-            info = PackInfo.from_json(json.loads(description.read_text("utf-8")))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise TinlabError(f"{description} cannot be read ({error}); pack the source again") from error
+            info = PackInfo.from_json(read_json(description))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise TinlabError(f"{description} cannot be read ({reason}); pack the source again") from error
         pack = cls(path, info)
         for name in info.splits:
-            pack.split(name)
+            pack.split(name, any_label=True)  # `data audit` lists labels that cannot be
         return pack
 
     @property
@@ -198,33 +248,42 @@ class Pack:
     def splits(self) -> list[str]:
         return list(self.info.splits)
 
-    def split(self, name: str) -> Split:
-        """The rows of split `name`, or of `train+tune`. Raises TinlabError where the pack lacks it.
+    def split(self, name: str, *, any_label: bool = False) -> Split:
+        """The rows of split `name`, or of `train+tune`. Raises TinlabError where the pack lacks it, where a
+        file is damaged and, but for `any_label`, where a label is of no class.
 
         A split is mapped once, so that it stays as it was even if the pack goes away or is replaced.
         """
         if name not in self._splits:
             self._splits[name] = self._mapped(name)
-        return self._splits[name]
+        split = self._splits[name]
+        labels, classes = split.labels, len(self.info.classes)
+        if not any_label and len(labels) and not UNLABELLED <= labels.min() <= labels.max() < classes:
+            raise TinlabError(
+                f"{self.path} is damaged: {split.file}.labels.npy has a label that no class has; pack again"
+            )
+        return split
 
     def _mapped(self, name: str) -> Split:
         parts = [self._split_info(part) for part in (("train", "tune") if name == BOTH else (name,))]
         file, start, stop = parts[0].file, parts[0].start, parts[-1].stop
-        try:
-            images = np.load(self.path / f"{file}.npy", mmap_mode="r", allow_pickle=False)
-            labels = np.load(self.path / f"{file}.labels.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise TinlabError(f"{self.path} is damaged ({file}: {error}); pack the source again") from error
+        images = _array(self.path / f"{file}.npy")
+        labels = _array(self.path / f"{file}.labels.npy")
         size = self.info.image_size
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or len(images) != len(labels):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise TinlabError(
                 f"{self.path} is damaged: {file}.npy has shape {images.shape}; pack the source again"
+            )
+        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+            raise TinlabError(
+                f"{self.path} is damaged: {file}.labels.npy does not fit {file}.npy; pack the source again"
             )
         if not 0 <= start <= stop <= len(images):
             raise TinlabError(
                 f"{self.path} is damaged: pack.json puts {name} at rows {start} to {stop}; pack again"
             )
-        return Split(name, images[start:stop], labels[start:stop].astype(np.int64), self, file, start)
+        labels = np.array(labels[start:stop])  # in memory: mapped, they would change with the file
+        return Split(name, images[start:stop], labels, self, file, start)
 
     def moments(self, name: str = BOTH) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation a channel, float64 (3,), of values scaled to 0..1, over a split."""
@@ -244,6 +303,7 @@ class Pack:
         block_bytes = block_rows(self.info.image_size) * 3 * self.info.image_size**2
         for name, expected in self.info.files.items():
             try:
+                check_regular(self.path / name)
                 with (self.path / name).open("rb") as file:
                     if name in images:
                         pieces = [xxhash.xxh3_128_digest(file.read(HEADER_BYTES))]
@@ -300,6 +360,25 @@ class Pack:
             raise TinlabError(
                 f"{self.path} has no split '{name}'; it has {', '.join(self.info.splits)}"
             ) from None
+
+
+def _array(path: Path) -> np.ndarray:
+    """The array in .npy file `path`, mapped into memory: no more is read than is there, whatever its header
+    says. Raises TinlabError."""
+    try:
+        check_regular(path)
+        if path.stat().st_size == 0:
+            raise ValueError("it is empty")
+        with np.errstate(over="raise"):
+            return np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise TinlabError(
+            f"{path} cannot be read ({error.strerror or error}); pack the source again"
+        ) from error
+    except (
+        Exception
+    ) as error:  # numpy reads a header as a Python literal, and what it raises then is anybody's guess
+        raise TinlabError(f"{path} is damaged ({error}); pack the source again") from error
 
 
 def triple(values: Any) -> tuple[float, float, float]:

@@ -23,7 +23,7 @@ import xxhash
 from tinlab.data.crew import Crew, Task, task_rows
 from tinlab.data.digests import content_digests, file_digests, read_into
 from tinlab.data.layouts import Samples
-from tinlab.data.pack import Pack, PackInfo, SplitInfo, digest_of_digests, triple
+from tinlab.data.pack import LARGEST_SIZE, Pack, PackInfo, SplitInfo, digest_of_digests, triple
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.data.source import Source, open_source
 from tinlab.errors import TinlabError
@@ -91,8 +91,8 @@ def pack(
 def _check_settings(
     image_size: int, tune_fraction: float, val_fraction: float, seed: int, workers: int | None
 ) -> None:
-    if not 1 <= image_size <= 1024:
-        raise TinlabError(f"image_size is {image_size}; it must be from 1 to 1024 pixels")
+    if not 1 <= image_size <= LARGEST_SIZE:
+        raise TinlabError(f"image_size is {image_size}; it must be from 1 to {LARGEST_SIZE} pixels")
     for name, value in (("tune_fraction", tune_fraction), ("val_fraction", val_fraction)):
         if not 0 <= value < 1:
             raise TinlabError(f"{name} is {value}; it must be at least 0 and below 1")

@@ -32,6 +32,8 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 """Columns that are preferred by their names; a column that is the only one of its type will do too."""
 
 _BATCH_BYTES = 4 << 20
+_COPIES_BYTES = 128 << 20
+"""What the copies of a dictionary's values may fill at a time."""
 _LABELS_AT_ONCE = 1 << 16
 
 
@@ -57,9 +59,17 @@ class ParquetRows:
                 if missing:
                     raise TinlabError(f"{file} has no column {missing.pop()}, which other files have")
                 count = table.metadata.num_rows
+                if not 0 <= count <= file.stat().st_size:
+                    raise TinlabError(
+                        f"{file} is damaged: it states more rows than it has bytes; copy it anew"
+                    )
+                labelled = 0
                 with self._open(file, [self._label]) as labels:
                     for batch in labels.iter_batches(_LABELS_AT_ONCE, columns=[self._label]):
                         codes.append(_coded(batch.column(0), code_of))
+                        labelled += len(codes[-1])
+                if labelled != count:
+                    raise TinlabError(f"{file} is damaged: it has fewer labels than rows; copy it anew")
             self._starts.append(self._starts[-1] + count)
             stated.append((self.relative(file), file.stat().st_size, file.stat().st_mtime_ns))
         if not codes:
@@ -117,6 +127,7 @@ class ParquetRows:
         """Row numbers and image bytes, from the row group on that holds row `first`."""
         for file, start in zip(self.files, self._starts, strict=False):
             with self._errors(file), self._open(file) as table:
+                at_a_time = min(self._rows_at_a_time, safe_rows(table.metadata, self._image))
                 groups = []
                 row = at = start
                 for group in range(table.metadata.num_row_groups):
@@ -125,7 +136,7 @@ class ParquetRows:
                         groups.append(group)
                     else:
                         row = at
-                batches = table.iter_batches(self._rows_at_a_time, groups, [self._image]) if groups else ()
+                batches = table.iter_batches(at_a_time, groups, [self._image]) if groups else ()
                 for batch in batches:
                     column = batch.column(0)
                     values = column.flatten()[0] if pa.types.is_struct(column.type) else column
@@ -148,7 +159,19 @@ class ParquetRows:
     def _errors(self, file: Path) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except TinlabError:
+            raise
+        # A damaged file makes Arrow raise errors of its own, and Python's for text that is not UTF-8, for
+        # numbers beyond all bounds and for memory that is not there.
+        except (
+            pa.ArrowException,
+            OSError,
+            EOFError,
+            ValueError,
+            OverflowError,
+            MemoryError,
+            KeyError,
+        ) as error:
             reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
             raise TinlabError(f"{file} is damaged or cannot be read ({reason}); copy it anew") from error
 
@@ -176,11 +199,26 @@ def _columns(file: Path, schema: pa.Schema) -> tuple[str, str, list[str] | None]
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         stated = features[label]["names"]
         names = [str(name) for name in stated]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         names = None
     if names is not None and len(set(names)) < len(names):
         raise TinlabError(f"{file} gives two classes one name in its metadata; rename one")
     return (named or images)[0], label, names
+
+
+def safe_rows(about: Any, column: str) -> int:
+    """How many rows may be read at once. A value may stand once in a file's dictionary and in any number of
+    rows, each of which gets a copy: so it counts how large such a value can be."""
+    largest = 1
+    for number in range(about.num_row_groups):
+        group = about.row_group(number)
+        for place in range(group.num_columns):
+            chunk = group.column(place)
+            if chunk.path_in_schema == column and chunk.has_dictionary_page:
+                dictionary = (chunk.data_page_offset or 0) - (chunk.dictionary_page_offset or 0)
+                ratio = -(-chunk.total_uncompressed_size // max(1, chunk.total_compressed_size))
+                largest = max(largest, min(dictionary * max(1, ratio), chunk.total_uncompressed_size))
+    return max(1, _COPIES_BYTES // largest)
 
 
 def _coded(column: pa.Array, code_of: dict[Any, int]) -> np.ndarray:

@@ -37,7 +37,13 @@ def find_source(stated: str | Path | None = None) -> Path | None:
     for origin, place in (("--data", stated), ("TINLAB_DATA", os.environ.get("TINLAB_DATA"))):
         if not place:
             continue
-        path = Path(place).expanduser()
+        try:
+            path = Path(place).expanduser()
+            path.exists()
+        except (OSError, RuntimeError) as error:  # too long, or ~NOBODY
+            raise TinlabError(
+                f"{origin}: '{place}' cannot be looked up ({error}); name a data set"
+            ) from error
         cached = cache_folder() / "packs" / path.name
         if not path.exists() and path.name == str(place) and (cached / "pack.json").is_file():
             return cached

@@ -33,6 +33,9 @@ ACCEPTED = (
     " folders (optionally below train/, val/ and test/), and parquet files with an image and a label column"
 )
 
+MOST_LIST_BYTES = 32 << 20
+"""Of a text in a data set. The largest, words.txt of all of WordNet, has 3 MiB."""
+
 
 class Store(Protocol):
     """Rows of bytes: the files of a folder or an archive, or the images of a table."""
@@ -147,7 +150,12 @@ def _open_files(
     root = _root_of(names, folders) if container == "zip" else ""
 
     def read_text(row: int) -> str:
-        return next(store.read([row])).decode("utf-8", errors="replace")
+        data = next(store.read([row]))
+        if len(data) > MOST_LIST_BYTES:
+            raise TinlabError(
+                f"{path}: {names[row]} has more than {MOST_LIST_BYTES >> 20} MiB; it is no list"
+            )
+        return data.decode("utf-8", errors="replace").removeprefix("\ufeff")
 
     inside = names.without(root) if root else names
     lists = {"wnids.txt", "shapes.json", "val/val_annotations.txt"}.intersection(inside)

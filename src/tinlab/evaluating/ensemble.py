@@ -264,7 +264,7 @@ def _step(run: Run) -> int:
     last = checkpoint.latest(run.path)
     if last is None:
         raise TinlabError(f"{run.path} has no checkpoint yet; go on with: tinlab train --resume {run.path}")
-    return int(last.name.removeprefix("step-"))
+    return checkpoint.step_of(last)
 
 
 def _or_none(matrix: np.ndarray) -> tuple[tuple[float | None, ...], ...]:

@@ -68,7 +68,7 @@ def measured(path: str | Path, *, split: str = "val", pack: Pack | None = None) 
     last = checkpoint.latest(run.path)
     if last is None:
         raise TinlabError(f"{path} has no checkpoint yet; go on with: tinlab train --resume {path}")
-    step = int(last.name.removeprefix("step-"))
+    step = checkpoint.step_of(last)
     return Measured(run, step, split, pack, pack.digest if pack else run.pack_digest)
 
 
@@ -120,5 +120,10 @@ def _saved(wanted: Measured, tta: str | None) -> Predictions | None:
     if not place.is_file():
         return None
     saved = Predictions.load(place)
+    if saved.logits.shape[1] != len(wanted.run.classes):
+        raise TinlabError(
+            f"{place} has scores of {saved.logits.shape[1]} classes, and the run {len(wanted.run.classes)}; "
+            "remove it and evaluate again"
+        )
     about = wanted.about if tta is None else {**wanted.about, "tta": tta}
     return saved if saved.about == about else None

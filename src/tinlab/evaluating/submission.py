@@ -18,7 +18,7 @@ from tinlab.data.pack import Pack, Split
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluating.ensemble import open_ensemble
-from tinlab.files import write_atomically
+from tinlab.files import read_text, write_atomically
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def check_submission(path: str | Path, pack: Pack, *, split: str = "test") -> Su
     row_of = {name: row for row, name in enumerate(file_names(rows))}
     class_of = {c.id: index for index, c in enumerate(pack.info.classes)}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise TinlabError(f"{path} cannot be read: {reason}") from error

@@ -17,7 +17,7 @@ from tinlab.compute import autocast
 from tinlab.data.pack import Split
 from tinlab.errors import TinlabError
 from tinlab.evaluation import tta as test_time
-from tinlab.files import write_atomically
+from tinlab.files import check_regular, write_atomically
 from tinlab.ranks import ALONE, Ranks
 from tinlab.recipe import Compute
 from tinlab.runs import Preprocessing
@@ -56,16 +56,24 @@ class Predictions:
     def load(path: Path) -> Predictions:
         """Read what `save` wrote. Raises TinlabError where the file is missing or damaged."""
         try:
+            check_regular(path)
             with safe_open(path, framework="np") as file:
                 logits, labels, indices = (file.get_tensor(n) for n in ("logits", "labels", "indices"))
                 about = dict(file.metadata() or {})
-        except (OSError, SafetensorError, KeyError) as error:
+        # Number formats that safetensors knows and numpy does not are errors of any kind.
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise TinlabError(
                 f"{path} cannot be read ({error}); remove it and run 'tinlab evaluate'"
             ) from error
-        if logits.ndim != 2 or not len(logits) == len(labels) == len(indices):
+        kinds = (logits.dtype, labels.dtype, indices.dtype) == (np.float32, np.int64, np.int64)
+        if not kinds or logits.ndim != 2 or not labels.shape == indices.shape == logits.shape[:1]:
             raise TinlabError(
-                f"{path} is damaged (its arrays differ in length); remove it and evaluate again"
+                f"{path} is damaged (its arrays differ in length or are of a wrong kind); remove it and "
+                "evaluate again"
+            )
+        if len(labels) and not (labels.min() >= -1 and labels.max() < logits.shape[1] and indices.min() >= 0):
+            raise TinlabError(
+                f"{path} is damaged (it has labels or rows that cannot be); remove it and evaluate again"
             )
         return Predictions(logits, labels, indices, about)
 

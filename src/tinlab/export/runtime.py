@@ -6,7 +6,6 @@ the metadata holds the classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tinlab.data.given import Guess, Image, guesses, several, squares
 from tinlab.data.pack import ClassInfo
 from tinlab.errors import TinlabError
 from tinlab.export.libraries import library
+from tinlab.files import parse_json
 
 BATCH_SIZE = 64
 INPUT, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
@@ -33,7 +33,7 @@ class OnnxClassifier:
         self.path = path
         self.session = session
         self.metadata = metadata
-        self.classes = tuple(ClassInfo(*pair) for pair in json.loads(metadata["classes"]))
+        self.classes = tuple(ClassInfo(*pair) for pair in parse_json(metadata["classes"]))
         self.image_size = int(metadata["image_size"])
 
     def predict(self, images: Image | Iterable[Image], top: int = 5) -> list[list[Guess]]:

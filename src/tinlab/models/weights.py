@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from tinlab import recipe
 from tinlab.errors import TinlabError
+from tinlab.files import check_regular
 from tinlab.models import zoo
 from tinlab.models.fits import reason
 from tinlab.models.network import Network
@@ -120,7 +121,12 @@ def find_file(network: Network, knobs: recipe.Model) -> Path:
     """
     assert knobs.weights is not None
     if knobs.weights != "imagenet":
-        return _file_at(Path(knobs.weights).expanduser())
+        try:
+            return _file_at(Path(knobs.weights).expanduser())
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a NUL, or ~NOBODY
+            raise TinlabError(
+                f"model.weights: '{knobs.weights[:80]}' cannot be looked up ({error}); give a file"
+            ) from error
     if knobs.name.startswith("timm:"):
         return _timm_file(knobs.name)
     if network.imagenet is None:
@@ -145,13 +151,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     make.
     """
     try:
+        check_regular(path)
         path.open("rb").close()
         read: Any = load_file(path) if path.suffix == ".safetensors" else _read_with_torch(path)
     except OSError as error:
         raise TinlabError(
             f"model.weights: {path} cannot be read ({error.strerror or error}); check its permissions"
         ) from error
-    except SafetensorError as error:
+    # Number formats that safetensors knows and this torch does not are errors of any kind.
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise TinlabError(
             f"model.weights: {path} is no whole .safetensors file ({reason(error)}); fetch or save it again"
         ) from error
@@ -232,12 +240,21 @@ def _unwrapped(read: Any, path: Path) -> dict[str, Tensor]:
             f"model.weights: {path} holds {kind}, and a network's tensors by their names are needed; save "
             "its state_dict"
         )
-    if others := [str(name) for name, value in read.items() if not isinstance(value, Tensor)]:
+    if others := [
+        str(name)
+        for name, value in read.items()
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value)
+    ]:
         raise TinlabError(
             f"model.weights: {path} holds more than tensors by their names ({_some(others)}); save the "
             f"network's state_dict alone, or in one of {', '.join(_WRAPPERS)}"
         )
     return dict(read)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its values lie in memory, one after the other: neither sparse, nor quantized, nor left out."""
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 from tinlab import __version__, runs
 from tinlab.errors import TinlabError
-from tinlab.files import only_one, write_text
+from tinlab.files import only_one, read_text, write_text
 from tinlab.papers.registry import Row
 
 COLUMNS = (
@@ -31,12 +32,21 @@ def read_measures(path: Path) -> dict[str, list[dict[str, str]]]:
     if not path.is_file():
         return {}
     found: dict[str, list[dict[str, str]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.DictReader(file)
-        if tuple(lines.fieldnames or ()) != COLUMNS:
-            raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
-        for line in lines:
-            found.setdefault(line["row"], []).append(line)
+    try:
+        lines = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        names, rows = tuple(lines.fieldnames or ()), list(lines)
+    except (OSError, ValueError, csv.Error) as error:
+        raise TinlabError(f"{path} cannot be read ({error}); move it aside") from error
+    if names != COLUMNS:
+        raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
+    for line in rows:
+        try:
+            value = float(line["value"] or "")
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not line["row"] or None in line:
+            raise TinlabError(f"{path}: a line of '{str(line['row'])[:80]}' has no number; mend or remove it")
+        found.setdefault(line["row"], []).append(line)
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from tinlab.errors import TinlabError
-from tinlab.files import read_given_json
+from tinlab.files import parse_json, read_given_json
 from tinlab.recipe.knobs import Knobs, Positive
 from tinlab.recipe.model import (
     DropConnect,
@@ -218,6 +219,10 @@ class Recipe(Knobs):
 
     def phase(self, number: int) -> Recipe:
         """What stage `number`, counted from 0, trains by. Raises TinlabError for a change that cannot be."""
+        if not 0 <= number < max(1, len(self.stages)):
+            raise TinlabError(
+                f"{self.name} has {max(1, len(self.stages))} stages, and none of number {number}"
+            )
         if not self.stages:
             return self
         value = self.model_dump(mode="json", exclude={"stages", "paper", "provenance"})
@@ -281,7 +286,7 @@ def changed(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
         if not equals or not path:
             raise TinlabError(f"--set takes PATH=VALUE, such as optimizer.peak_lr=0.1, not '{assignment}'")
         _assign(value, path, _parse(text), "--set")
-        if recipe.provenance:
+        if recipe.provenance and isinstance(value["provenance"], dict):
             value["provenance"][path] = {"kind": "changed", "why": f"set to {text} by hand"}
     return parse_recipe(value, "--set")
 
@@ -301,7 +306,7 @@ def _assign(value: Any, path: str, item: Any, where: str) -> None:
 def _member(group: Any, name: str, where: str) -> Any:
     if isinstance(group, dict) and name in group:
         return group[name]
-    if isinstance(group, list) and name.isdigit() and int(name) < len(group):
+    if isinstance(group, list) and re.fullmatch("[0-9]{1,6}", name) and int(name) < len(group):
         return group[int(name)]
     known = list(group) if isinstance(group, dict) else []
     near = difflib.get_close_matches(name, known, n=1)
@@ -311,8 +316,8 @@ def _member(group: Any, name: str, where: str) -> Any:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tinlab import models
 from tinlab.errors import TinlabError
+from tinlab.files import is_file
 from tinlab.models.network import EVERYWHERE
 from tinlab.recipe import Model, Recipe, changed, parse_recipe, read_recipe
 from tinlab.recipes import best, demo, fast, ma, shcherbina, sun, yu
@@ -65,9 +66,9 @@ def find(name: str) -> Recipe:
     if budget and base in RECIPES and name == f"{base}-budget-{budget[0]}":
         return shortened(RECIPES[base](), float(budget[0]))
     path = Path(name)
-    if path.is_dir() and (path / "recipe.json").is_file():
+    if is_file(path / "recipe.json"):
         return read_recipe(path / "recipe.json")
-    if path.suffix == ".json" or path.is_file():
+    if path.suffix == ".json" or is_file(path):
         return read_recipe(path)
     near = difflib.get_close_matches(name, RECIPES, n=3) or list(RECIPES)
     raise TinlabError(f"there is no recipe '{name}'; try {', '.join(near)} ('tinlab recipes' lists all)")

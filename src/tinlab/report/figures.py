@@ -13,6 +13,7 @@ from html import escape
 
 import numpy as np
 
+from tinlab import files
 from tinlab.evaluation.metrics import ReliabilityBin
 
 WIDTH = 560
@@ -79,7 +80,7 @@ def line_chart(
     def up(y: float) -> float:
         return bottom - (bottom - top) * (y - y_low) / (y_high - y_low or 1)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">']
+    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{_escaped(label)}">']
     for place, band in enumerate(bands):
         parts.extend(_band(band, across(band.start), across(band.end), top, bottom, shaded=place % 2 == 1))
     for y in y_ticks:
@@ -113,7 +114,7 @@ def reliability_chart(bins: Sequence[ReliabilityBin], *, label: str) -> str:
     width, height = left + side + 14, top + side + gap + below + 38
     bottom, floor = top + side, top + side + gap + below
     most = max((found.images for found in bins), default=0) or 1
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">']
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_escaped(label)}">']
     for value in (0, 25, 50, 75, 100):
         y = bottom - side * value / 100
         parts.append(f'<line class="grid" x1="{left}" x2="{left + side}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -148,7 +149,7 @@ def sorted_bars(percents: Sequence[float], *, label: str) -> str:
     ordered = sorted(percents, reverse=True)
     parts = [
         f'<svg class="stretched" viewBox="0 0 {10 * len(ordered)} 100" preserveAspectRatio="none" '
-        f'role="img" aria-label="{escape(label)}">'
+        f'role="img" aria-label="{_escaped(label)}">'
     ]
     for place, value in enumerate(ordered):
         parts.append(
@@ -215,7 +216,7 @@ def _band(band: Band, left: float, right: float, top: float, bottom: float, *, s
     parts = [
         f'<rect class="band{" shaded" if shaded else ""}" x="{left:.1f}" y="{top:.1f}" '
         f'width="{max(0.0, right - left):.1f}" height="{bottom - top:.1f}">'
-        f"<title>stage {escape(band.name)}</title></rect>"
+        f"<title>stage {_escaped(band.name)}</title></rect>"
     ]
     room = int((right - left) / 9)  # characters: the text grows on a narrow page
     if room >= 3:
@@ -226,4 +227,8 @@ def _band(band: Band, left: float, right: float, top: float, bottom: float, *, s
 
 def _text(x: float, y: float, words: str, anchor: str, style: str = "") -> str:
     kind = f' class="{style}"' if style else ""
-    return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+    return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_escaped(words)}</text>'
+
+
+def _escaped(words: str) -> str:
+    return escape(files.plain(words))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
-from tinlab.files import write_text
+from tinlab.files import plain, write_text
 from tinlab.report import wording
 from tinlab.report.knobs import shown
 from tinlab.report.record import read_run
@@ -119,6 +119,11 @@ def render_template(name: str, **values: Any) -> str:
     )
 
 
+def _harmless(value: Any) -> Any:
+    """`value` without characters that turn a line of text around or that no page may hold."""
+    return plain(value) if type(value) is str else value
+
+
 def environment() -> Environment:
     """Where templates come from. Whatever they are given is escaped, but for what figures.py drew (`safe` in
     the templates), a study's chart, and what lies beside this file."""
@@ -128,6 +133,7 @@ def environment() -> Environment:
         loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_harmless,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinlab.data.pack import UNLABELLED, ClassInfo
 from tinlab.errors import TinlabError
-from tinlab.files import read_json
+from tinlab.files import check_regular, read_json
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def read_run(run: Path) -> RunRecord:
 
 def number(value: Any) -> float | None:
     """`value` as a float where it is a finite number, otherwise None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**63:
         return None
     return float(value)
 
@@ -110,7 +110,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
         value = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise TinlabError(
             f"{path} cannot be read ({error}); restore it, or train the recipe again"
         ) from error
@@ -122,6 +122,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 def _read_points(path: Path) -> tuple[tuple[Point, ...], tuple[Point, ...], int]:
     """Training points, held-out points, and how many lines could not be read."""
     try:
+        check_regular(path)
         text = path.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return (), (), 0
@@ -176,9 +177,10 @@ def _read_predictions(folder: Path, result: dict[str, Any] | None) -> Prediction
 
     path = found[split]
     try:
+        check_regular(path)
         tensors = load_file(path)
         logits, labels, indices = tensors["logits"], tensors["labels"], tensors["indices"]
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise TinlabError(f"{path} cannot be read ({error}); predict this split again") from error
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or indices.shape != labels.shape:
         raise TinlabError(
@@ -196,7 +198,7 @@ def _read_classes(path: Path, predictions: Predictions | None) -> tuple[ClassInf
         classes = tuple(ClassInfo(str(c["id"]), str(c["words"])) for c in value)
     except FileNotFoundError:
         return tuple(ClassInfo(str(i), f"class {i}") for i in range(outputs or 0))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise TinlabError(
             f"{path} cannot be read ({error!r}); restore it, or train the recipe again"
         ) from error

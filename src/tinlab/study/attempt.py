@@ -90,6 +90,8 @@ def read_row(folder: Path, trial: Trial, pack_digest: str) -> Row:
         row = Row.model_validate(read_json(path))
     except (OSError, ValueError, ValidationError):
         row = fresh  # none yet, or a damaged one: the run folder says what there is
+    if (row.recipe, row.seed) != (fresh.recipe, fresh.seed) or not _is_inside(row.run):
+        row = fresh
     if row.recipe_digest != fresh.recipe_digest:
         raise TinlabError(
             f"{folder} holds another recipe called '{trial.recipe.name}'; name another place with --name"
@@ -99,6 +101,11 @@ def read_row(folder: Path, trial: Trial, pack_digest: str) -> Row:
     if row.status == "finished" and row.run and (folder / row.run / "result.json").is_file():
         return row
     return _with_run(row, folder, trial)
+
+
+def _is_inside(run: str | None) -> bool:
+    """Whether a row's run is none, or a folder of the study's own: predictions are written into it."""
+    return run is None or re.fullmatch(r"runs/(?!\.)[^/\0]+", run) is not None
 
 
 def _with_run(row: Row, folder: Path, trial: Trial) -> Row:

@@ -10,6 +10,7 @@ from typing import Any
 from tinlab.drawing import ACCENT, GRID, INK, MUTED
 from tinlab.errors import TinlabError
 from tinlab.files import read_given_json, write_text
+from tinlab.recipe import Recipe
 from tinlab.report.knobs import differing
 from tinlab.report.page import StudyPart, render_template
 from tinlab.study.attempt import open_result, read_row
@@ -76,8 +77,10 @@ def read_study(folder: Path) -> Done:
         raise TinlabError(f"{folder} is not a study's folder (no study.json); 'tinlab study' makes one")
     try:
         study = Study.model_validate(read_given_json(place))
+        if study.grid or not all(isinstance(one, Recipe) for one in study.recipes):
+            raise ValueError("it is not resolved")
         everything = trials(study)
-    except (ValidationError, AssertionError) as error:
+    except (ValidationError, ValueError) as error:
         raise TinlabError(f"{place} is damaged; give the study's command again to restore it") from error
     digest = next(
         (

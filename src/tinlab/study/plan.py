@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from pydantic import Field, ValidationError
 
 from tinlab import recipes
 from tinlab.errors import TinlabError
-from tinlab.files import read_given_json
+from tinlab.files import is_file, parse_json, read_given_json, read_json
 from tinlab.recipe import Recipe, changed
 from tinlab.recipe.knobs import Knobs
 
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MOST_RUNS = 10_000
+"""A study of more is a slip of the pen."""
 NAME = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 
 
@@ -67,6 +70,9 @@ def resolved(study: Study, find: Any = recipes.find) -> Study:
     Raises TinlabError for an unknown recipe, an unknown field or a bad value, and where two recipes have the
     same name.
     """
+    combinations = math.prod(len(values) for values in study.grid.values())
+    if (count := combinations * len(study.recipes) * len(study.seeds)) > MOST_RUNS:
+        raise TinlabError(f"study {study.name} asks for {count:,} runs; a study has at most {MOST_RUNS:,}")
     found: list[Recipe] = []
     # What is the same for all of them says nothing in a name.
     naming = {path for path, values in study.grid.items() if len(values) > 1} or set(study.grid)
@@ -140,10 +146,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     pieces = [piece for piece in text.split(",") if piece.strip()]
     try:
         numbers = tuple(int(piece) for piece in pieces)
-        found = numbers if "," in text else tuple(range(numbers[0]))
-    except (ValueError, IndexError):
-        found = ()
-    if not found or min(found) < 0:
+    except ValueError:
+        numbers = ()
+    if len(numbers) > MOST_RUNS or ("," not in text and numbers and numbers[0] > MOST_RUNS):
+        raise TinlabError(f"--seeds: a study has at most {MOST_RUNS:,} seeds")
+    found = numbers if "," in text or not numbers else tuple(range(numbers[0]))
+    if not found or min(found) < 0 or max(found) >= 2**63:
         raise TinlabError(f"--seeds takes how many, such as 3, or a list, such as 0,1,2, not '{text}'")
     return found
 
@@ -171,7 +179,7 @@ def find(names: Sequence[str], builtin: Mapping[str, Any]) -> Study:
     if len(names) == 1 and _is_study_file(Path(names[0])):
         return read_study(Path(names[0]))
     for name in names:
-        if name in recipes.RECIPES or Path(name).exists() or name.endswith(".json"):
+        if name in recipes.RECIPES or is_file(Path(name)) or name.endswith(".json"):
             continue
         near = difflib.get_close_matches(name, [*builtin, *recipes.RECIPES], n=3) or list(builtin)
         raise TinlabError(f"there is no study or recipe '{name}'; try {', '.join(near)}")
@@ -182,16 +190,16 @@ def find(names: Sequence[str], builtin: Mapping[str, Any]) -> Study:
 def _is_study_file(path: Path) -> bool:
     """Whether `path` holds JSON with a list of recipes, which no recipe has."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_json(path)
+    except (OSError, ValueError):
         return False
     return isinstance(value, dict) and "recipes" in value
 
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

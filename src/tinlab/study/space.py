@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinlab.errors import TinlabError
+from tinlab.files import parse_json
 from tinlab.recipe import Provenance, Recipe, changed, parse_recipe
 
 HOW = "--space takes PATH=LOW:HIGH, PATH=LOW:HIGH:log, or PATH=VALUE|VALUE|…"
@@ -121,7 +122,7 @@ def _parse(text: str, assignment: str) -> Range | Choice:
 
 def _number(text: str, assignment: str) -> float:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         try:
             value = float(text)  # 1. and .5, which JSON has not

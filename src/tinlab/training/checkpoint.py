@@ -14,6 +14,7 @@ removed: a kill at any moment leaves at least one whole checkpoint. Nothing in i
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tinlab.errors import TinlabError
-from tinlab.files import current_umask, flush, flush_folder, read_json, write_json
+from tinlab.files import check_regular, current_umask, flush, flush_folder, read_json, write_json
 from tinlab.training.schedule import Plateau
 
 EMA = "ema"
@@ -64,11 +66,18 @@ class State:
     blocks_run: float = 0.0
     depth_steps: int = 0
     skipped_steps: int = 0
-    optimizer: dict[str, float] = field(default_factory=dict)
+    optimizer: dict[str, float | bool] = field(default_factory=dict)
     scaling: dict[str, float] = field(default_factory=dict)
     plateau: Plateau = field(default_factory=Plateau)
     structure: dict[str, Any] | None = None
     hard_classes: list[int] = field(default_factory=list)
+
+
+_LIKE_PARAMETER = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+"""What optimizers keep of each of a parameter's values."""
+_NAME = re.compile(r"step-[0-9]{8,18}")
+_STATE = TypeAdapter(State)
+"""What state.json may hold: it may come from anywhere, and its numbers end up in loops and in file names."""
 
 
 def save(
@@ -119,9 +128,25 @@ def read_state(place: Path) -> State:
     """Where the run stood at checkpoint `place`. Raises TinlabError where that cannot be read."""
     try:
         values = read_json(place / "state.json")
-        return State(**{**values, "plateau": Plateau(**values.get("plateau", {}))})
+        state = State(**{**values, "plateau": Plateau(**values.get("plateau", {}))})
+        _STATE.validate_json(json.dumps(asdict(state)), strict=True)
+        _check_counts(state)
+        return state
+    except ValidationError as error:
+        wrong = ".".join(map(str, error.errors()[0]["loc"]))
+        raise TinlabError(f"{place / 'state.json'} is damaged ({wrong[:80]}); remove {place}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TinlabError(f"{place / 'state.json'} cannot be read ({error}); remove {place}") from error
+
+
+def _check_counts(state: State) -> None:
+    """Raise ValueError for what no training can have counted."""
+    counts = {name: value for name, value in asdict(state).items() if isinstance(value, int | float)}
+    for name, value in counts.items():
+        if not (name == "window_loss" or name == "window_penalty" or 0 <= value < 2**53):
+            raise ValueError(f"{name} is {value}")
+    if any(not 0 <= label < 2**31 for label in state.hard_classes):
+        raise ValueError("hard_classes has a class that cannot be")
 
 
 def restore(
@@ -145,12 +170,28 @@ def restore(
     for key, value in kept.items():
         kind, _, name = key.partition("/")
         if name in groups:
+            if kind == "params" or kind in optimizer.defaults:
+                raise TinlabError(
+                    f"{place} is damaged: {kind} of the optimizer is the recipe's; remove {place}"
+                )
             groups[name][kind] = value.cpu() if isinstance(value, Tensor) else value
             continue
         if name not in names:
             raise TinlabError(f"{place} does not belong to this recipe: it has no parameter '{name}'")
         parameter = names[name]
         if isinstance(value, Tensor):
+            # Some of timm's keep a momentum in bfloat16, and averages of rows and columns under other names.
+            alike = kind not in _LIKE_PARAMETER or value.shape == parameter.shape
+            alike = alike or (kind != "momentum_buffer" and value.ndim == 0)  # one for the whole of it
+            single = kind != "step" or value.numel() == 1
+            if (
+                not alike
+                or not single
+                or (value.ndim and value.dtype not in (parameter.dtype, torch.bfloat16))
+            ):
+                raise TinlabError(
+                    f"{place} is damaged: {kind} does not fit parameter '{name}'; remove {place}"
+                )
             if value.shape == parameter.shape:
                 # Fused updates walk memory, so the state takes its parameter's memory order.
                 value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
@@ -195,8 +236,14 @@ def load_weights(place: Path, model: nn.Module, device: torch.device) -> None:
     model.load_state_dict(found)
 
 
+def step_of(place: Path) -> int:
+    """After how many steps checkpoint `place` was saved, by its name."""
+    return int(place.name.removeprefix("step-"))
+
+
 def _checkpoints(run: Path) -> list[Path]:
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+    folders = [path for path in (run / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted((path for path in folders if path.is_dir()), key=step_of)
 
 
 def _kept(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -231,6 +278,8 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _load_tensors(path: Path, device: torch.device) -> dict[str, Any]:
     try:
+        check_regular(path)
         return load_file(path, device=str(device))
-    except (OSError, SafetensorError) as error:
+    # Number formats that safetensors knows and this torch does not are errors of any kind.
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise TinlabError(f"{path} cannot be read ({error}); remove {path.parent} and resume") from error

@@ -1,0 +1,1 @@
+"""Strange inputs, and the sandbox that they are tried in."""
