@@ -36,7 +36,7 @@ def test_packing(kind: str, tmp_path: Path) -> None:
 
 @needs_proc
 def test_training(tmp_path: Path) -> None:
-    found = memory.trained(24, tmp_path)
+    found = memory.trained(16, tmp_path)
     assert found.grown_bytes < 2 << 20, found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinlab.data.source import Source
 
+_HEX = 64  # characters of a SHA-256
 _AT_ONCE = 8192
 """Lines that are text at one time."""
 
@@ -46,21 +47,31 @@ def content_digests(source: Source, digests: np.ndarray) -> tuple[str, dict[str,
 
 def _lines(source: Source, digests: np.ndarray) -> Iterator[tuple[str, str]]:
     """The lines `SHA256  PATH`, sorted by path, some at a time, after the folder that they are in."""
-    found: Iterator[tuple[str, str]]
     if source.file_digests is not None:
-        found = ((path, digest) for path, digest in sorted(source.file_digests.items()))
-    else:
-        rows = source.names.sort(_rows(source))
-        hexes = (digest.tobytes().hex() for start in range(0, len(rows), _AT_ONCE)
-                 for digest in digests[rows[start : start + _AT_ONCE]])  # fmt: skip
-        found = zip(source.names.of_rows(rows), hexes, strict=True)
-    for top, lines in itertools.groupby(found, key=_top):
-        while some := list(itertools.islice(lines, _AT_ONCE)):
-            yield top, "".join(f"{digest}  {source.root}{path}\n" for path, digest in some)
+        paths, hexes = (list(column) for column in zip(*sorted(source.file_digests.items()), strict=True))
+        yield from _by_folder(source.root, paths, hexes)
+        return
+    rows = source.names.sort(_rows(source))
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        text = digests[some].tobytes().hex()
+        hexes = [text[at : at + _HEX] for at in range(0, len(text), _HEX)]
+        yield from _by_folder(source.root, source.names.some(some), hexes)
 
 
-def _top(line: tuple[str, str]) -> str:
-    top, slash, _ = line[0].partition("/")
+def _by_folder(root: str, paths: list[str], hexes: list[str]) -> Iterator[tuple[str, str]]:
+    """The lines of some sorted paths, by the folder at the top that they are in."""
+    lines = [f"{digest}  {root}{path}\n" for digest, path in zip(hexes, paths, strict=True)]
+    top = _top(paths[0])
+    if top and top == _top(paths[-1]):  # as what lies between them is, then
+        yield top, "".join(lines)
+        return
+    for top, group in itertools.groupby(zip(paths, lines, strict=True), key=lambda pair: _top(pair[0])):
+        yield top, "".join(line for _, line in group)
+
+
+def _top(path: str) -> str:
+    top, slash, _ = path.partition("/")
     return top if slash else ""
 
 
