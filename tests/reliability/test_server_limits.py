@@ -276,12 +276,34 @@ def test_slow_clients_are_cut_off(started, monkeypatch):
     assert tally.tried == 3
 
 
-def test_silent_connections_make_room(started):
+def test_silent_connections_make_room(started, monkeypatch):
     """Five times as many as there may be."""
+    monkeypatch.setattr(serving, "YOUNG_SECONDS", 0)
     tally = trial.connections(started(Limits(max_connections=40)), count=200, asked=5)
     assert tally.wrong == {}
     kept = int(tally.note.split()[0])
     assert 30 <= kept <= 40
+
+
+def test_those_that_have_just_come_are_not_cut(started, monkeypatch):
+    """A burst of more than there may be: each is answered, if only that the server is busy, and then few stay."""
+    monkeypatch.setattr(serving, "YOUNG_SECONDS", 0.5)
+    place = started(Limits(max_connections=10))
+
+    async def work():
+        burst = [await asyncio.open_connection(*place) for _ in range(40)]
+        for _, writer in burst:
+            writer.write(request(close=False))
+        heads = [await reader.readexactly(15) for reader, _ in burst]
+        await asyncio.sleep(0.6)
+        assert (await ask(place, request())).status == 200
+        await asyncio.sleep(0.1)
+        return heads, sum(reader.exception() is None and not writer.is_closing() for reader, writer in burst)
+
+    heads, kept = asyncio.run(work())
+    assert len(heads) == 40
+    assert set(heads) <= {b"HTTP/1.1 200 OK", b"HTTP/1.1 503 Se"}
+    assert kept <= 10
 
 
 def test_connections_that_are_all_at_work_are_not_cut(started, one):

@@ -31,6 +31,10 @@ HEADER_SECONDS = 10.0
 """How long a client may take to send the head of a request, or nothing at all."""
 READ_SECONDS = 30.0
 """How long a client may leave an answer unread once the operating system takes no more of it."""
+YOUNG_SECONDS = 1.0
+"""A connection that has been waited for less is not given up for another, unless BACKLOG more are over."""
+UNREAD_BYTES = 256 << 10
+"""What the operating system may keep of answers for a client that does not read; Linux doubles it."""
 BACKLOG = 256
 """Connections that the operating system holds until they are accepted, and that are accepted in one go."""
 CHECK_SECONDS = 0.5
@@ -62,6 +66,9 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         crowded = len(self.connections) > self.max_connections
+        if crowded:
+            at_work = sum(isinstance(c, Protocol) and c._waits[0] is None for c in self.connections)
+            crowded = at_work >= self.max_connections
         self.app = _crowded if crowded else self.config.loaded_app
         super().data_received(data)
         self._watch()
@@ -117,15 +124,20 @@ class Protocol(H11Protocol):
             self._timer = self.loop.call_later(max(0.001, min(left, CHECK_SECONDS)), self._check)
 
     def _make_room(self) -> None:
+        """Cut off those that have been waited for longest, until there are no more than may be."""
         waited_for = [
             other
             for other in self.connections
             if other is not self and isinstance(other, Protocol) and other._waits[0] is not None
         ]
-        if waited_for:
-            longest = min(waited_for, key=lambda other: other.since)
-            self.connections.discard(longest)
-            longest._cut()
+        for other in sorted(waited_for, key=lambda other: other.since):
+            over = len(self.connections) - self.max_connections
+            # Of many that come at once, the first have not had the time to ask.
+            young = self.loop.time() - other.since < YOUNG_SECONDS
+            if over <= 0 or (young and over <= BACKLOG):
+                break
+            self.connections.discard(other)
+            other._cut()
 
     def _cut(self) -> None:
         """End the connection now, without waiting for the client to read."""
@@ -240,6 +252,7 @@ def bound(host: str, port: int) -> socket.socket:
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)  # of all its connections
         listening.bind(place)
         listening.listen(BACKLOG)
     except OSError as error:
