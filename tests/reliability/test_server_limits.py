@@ -286,7 +286,7 @@ def test_silent_connections_make_room(started, monkeypatch):
 
 
 def test_those_that_have_just_come_are_not_cut(started, monkeypatch):
-    """More at once than there may be: each is answered, if only that the server is busy, and then few stay."""
+    """More at once than may be: each is answered, if only that the server is busy, and then few stay."""
     monkeypatch.setattr(serving, "YOUNG_SECONDS", 0.5)
     place = started(Limits(max_connections=10))
 
