@@ -925,7 +925,7 @@ def refuse_to_write(parts: Sequence[Part], warm: Warm, disk: Path, times: int, s
     dice, tally = random.Random(f"disk {seed}"), Tally()
     expected: dict[tuple[str, int], Undisturbed] = {}
     most: dict[tuple[str, int], int] = {}
-    while tally.tried < times:
+    while tally.tried < times and len(tally.failures) < times:
         for part in parts:
             shutil.rmtree(part.folder, ignore_errors=True)
         part = parts[dice.randrange(len(parts))]
@@ -974,11 +974,11 @@ def refuse_to_write(parts: Sequence[Part], warm: Warm, disk: Path, times: int, s
 def _refusing(disk: Path, room: int | None) -> Iterator[None]:
     """Leave `room` bytes on the disk, or none to be written (None), for so long."""
     if room is None:
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", disk], check=True)
         try:
             yield
         finally:
-            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+            subprocess.run(["mount", "-o", "remount,rw,bind", disk], check=True)
         return
     filler = disk / "filler"
     with filler.open("wb") as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinlab.errors import TinlabError
-from tinlab.files import write_text
+from tinlab.files import refused, write_text
 from tinlab.papers.charts import error_curves
 from tinlab.papers.page import curve_of, figure_of, results_page, what_helps_page
 from tinlab.papers.registry import PAPERS
@@ -33,5 +33,6 @@ def write_pages(results: Path, folder: Path | None = None) -> list[Path]:
                 error_curves(curve, row, folder / place)
                 written.append(folder / place)
     except OSError as error:
-        raise TinlabError(f"{folder} cannot be written: {error.strerror or error}") from error
+        said = refused(error) or f"{folder} cannot be written: {error.strerror or error}"
+        raise TinlabError(said) from error
     return written
