@@ -119,13 +119,10 @@ def test_the_command_line_says_what_a_disk_said(tmp_path, monkeypatch, capsys):
         raise OSError(errno.EROFS, "Read-only file system", "/a/b")
 
     monkeypatch.setattr(cli, "app", app)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("tinlab: /a/b cannot be used (read-only file system)")
 

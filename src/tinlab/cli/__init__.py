@@ -47,9 +47,10 @@ def main() -> None:
         # As an exception, so that what is half made is removed on the way out.
         raise SystemExit(128 + number)
 
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, stop)
     # Not where it is ignored, as behind an & in a script.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if before[signal.SIGINT] is signal.default_int_handler:
         signal.signal(signal.SIGINT, stop)
     try:
         _run()
@@ -60,6 +61,10 @@ def main() -> None:
         name = signal.Signals(stopped[0]).name
         message = f"stopped by {name}; give the same command again, to go on or to begin anew"
         sys.exit(terminal.fail(message, 128 + stopped[0]))
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # else it is not Python's
+                signal.signal(number, handler)
 
 
 def _run() -> None:
