@@ -932,9 +932,8 @@ def refuse_to_write(parts: Sequence[Part], warm: Warm, disk: Path, times: int, s
         part.begin()
         key = (part.name, part.variant)
         if key not in expected:
-            before = _free(disk)
             expected[key] = undisturbed(part, warm)
-            most[key] = before - _free(disk)
+            most[key] = sum(-(-path.stat().st_size // 4096) * 4096 for path in part.folder.rglob("*"))
             part.chains -= 1
             part.begin()
         read_only = tally.tried % 4 == 3
