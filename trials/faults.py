@@ -932,8 +932,9 @@ def refuse_to_write(parts: Sequence[Part], warm: Warm, disk: Path, times: int, s
         part.begin()
         key = (part.name, part.variant)
         if key not in expected:
+            before = _size(part.folder)
             expected[key] = undisturbed(part, warm)
-            most[key] = sum(-(-path.stat().st_size // 4096) * 4096 for path in part.folder.rglob("*"))
+            most[key] = _size(part.folder) - before
             part.chains -= 1
             part.begin()
         read_only = tally.tried % 4 == 3
@@ -989,6 +990,11 @@ def _refusing(disk: Path, room: int | None) -> Iterator[None]:
         yield
     finally:
         filler.unlink()
+
+
+def _size(folder: Path) -> int:
+    """The bytes of the files in `folder`, in pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*"))
 
 
 def _free(disk: Path) -> int:
