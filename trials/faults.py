@@ -925,16 +925,16 @@ def refuse_to_write(parts: Sequence[Part], warm: Warm, disk: Path, times: int, s
     dice, tally = random.Random(f"disk {seed}"), Tally()
     expected: dict[tuple[str, int], Undisturbed] = {}
     most: dict[tuple[str, int], int] = {}
-    while tally.tried < times:
+    while tally.tried < times and len(tally.failures) < times:
         for part in parts:
             shutil.rmtree(part.folder, ignore_errors=True)
         part = parts[dice.randrange(len(parts))]
         part.begin()
         key = (part.name, part.variant)
         if key not in expected:
-            before = _free(disk)
+            before = _size(part.folder)
             expected[key] = undisturbed(part, warm)
-            most[key] = before - _free(disk)
+            most[key] = _size(part.folder) - before
             part.chains -= 1
             part.begin()
         read_only = tally.tried % 4 == 3
@@ -974,11 +974,11 @@ def refuse_to_write(parts: Sequence[Part], warm: Warm, disk: Path, times: int, s
 def _refusing(disk: Path, room: int | None) -> Iterator[None]:
     """Leave `room` bytes on the disk, or none to be written (None), for so long."""
     if room is None:
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", disk], check=True)
         try:
             yield
         finally:
-            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+            subprocess.run(["mount", "-o", "remount,rw,bind", disk], check=True)
         return
     filler = disk / "filler"
     with filler.open("wb") as file:
@@ -990,6 +990,11 @@ def _refusing(disk: Path, room: int | None) -> Iterator[None]:
         yield
     finally:
         filler.unlink()
+
+
+def _size(folder: Path) -> int:
+    """The bytes of the files in `folder`, in pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*"))
 
 
 def _free(disk: Path) -> int:

@@ -202,7 +202,10 @@ def _become(order: dict[str, Any]) -> None:
 
         def run() -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-            begin()
+            try:
+                begin()
+            finally:  # it is done: one that comes now would find the interpreter itself
+                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
         cli._run = run
         cli.main()

@@ -34,7 +34,7 @@ from tinlab import __version__
 from tinlab.data.pack import LARGEST_SIZE, ClassInfo, Pack, triple
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.errors import TinlabError
-from tinlab.files import flush_folder, is_file, read_json, refused, write_json, write_text
+from tinlab.files import FULL, flush_folder, is_file, read_json, refused, write_json, write_text
 from tinlab.recipe import Recipe, read_recipe
 
 
@@ -112,7 +112,8 @@ def create(
             path = _placed(folder, out / f"{name}-{started:%Y%m%d-%H%M%S}")
         flush_folder(out)
     except OSError as error:
-        raise TinlabError(f"no run folder can be made in {out}: {error.strerror}") from error
+        mend = "make room" if error.errno in FULL else "name another place with --out"
+        raise TinlabError(f"no run folder can be made in {out}: {error.strerror}; {mend}") from error
     return open_run(path)
 
 

@@ -119,13 +119,10 @@ def test_the_command_line_says_what_a_disk_said(tmp_path, monkeypatch, capsys):
         raise OSError(errno.EROFS, "Read-only file system", "/a/b")
 
     monkeypatch.setattr(cli, "app", app)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("tinlab: /a/b cannot be used (read-only file system)")
 
@@ -299,3 +296,27 @@ def test_a_row_is_there_only_with_its_curve(finished, tmp_path, monkeypatch):
     monkeypatch.undo()
     results.record(copy, place)
     assert (tmp_path / "curves" / "tiny-s0.csv").is_file()
+
+
+LOST = """
+import os, signal, time
+from tinlab import cli
+class Lost:
+    def __del__(self):  # where an exception is told of and dropped
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+def app():
+    Lost()
+    for _ in range(300):
+        time.sleep(0.1)
+cli.app = app
+cli.main()
+"""
+
+
+def test_a_signal_that_comes_where_nothing_can_be_raised_is_not_lost():
+    done = subprocess.run(
+        [sys.executable, "-c", LOST], capture_output=True, text=True, timeout=25, check=False
+    )
+    assert done.returncode == 143
+    assert done.stderr.startswith("tinlab: stopped by SIGTERM")

@@ -49,9 +49,19 @@ def main() -> None:
         # As an exception, so that what is half made is removed on the way out.
         raise SystemExit(128 + number)
 
+    def once_more(lost: sys.UnraisableHookArgs) -> None:
+        # It came where nothing can be raised, such as in a callback from C: a moment later.
+        if not (stopped and isinstance(lost.exc_value, SystemExit) and hasattr(signal, "setitimer")):
+            unraisable(lost)
+            return
+        signal.signal(signal.SIGALRM, lambda *_: stop(stopped[0], None))
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    unraisable, sys.unraisablehook = sys.unraisablehook, once_more
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, stop)
     # Not where it is ignored, as behind an & in a script.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if before[signal.SIGINT] is signal.default_int_handler:
         signal.signal(signal.SIGINT, stop)
     try:
         _run()
@@ -62,6 +72,11 @@ def main() -> None:
         name = signal.Signals(stopped[0]).name
         message = f"stopped by {name}; give the same command again, to go on or to begin anew"
         sys.exit(terminal.fail(message, 128 + stopped[0]))
+    finally:
+        sys.unraisablehook = unraisable
+        for number, handler in before.items():
+            if handler is not None:  # else it is not Python's
+                signal.signal(number, handler)
 
 
 def _run() -> None:

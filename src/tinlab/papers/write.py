@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinlab.errors import TinlabError
-from tinlab.files import write_text
+from tinlab.files import refused, write_text
 from tinlab.papers.helps import what_helps_page
 from tinlab.papers.page import results_page
 from tinlab.papers.pictures import pictures
@@ -37,5 +37,6 @@ def write_pages(results: Path, folder: Path | None = None) -> list[Path]:
             picture.draw(folder / picture.place)
             written.append(folder / picture.place)
     except OSError as error:
-        raise TinlabError(f"{folder} cannot be written: {error.strerror or error}") from error
+        said = refused(error) or f"{folder} cannot be written: {error.strerror or error}"
+        raise TinlabError(said) from error
     return written
