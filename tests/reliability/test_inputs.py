@@ -522,6 +522,24 @@ def test_weights_whose_header_lies(tmp_path):
     assert "p.safetensors" in refused(Predictions.load, tmp_path / "p.safetensors")
 
 
+def test_an_optimizers_state_that_lacks_some_or_fits_no_parameter(tmp_path):
+    """The step after it ended in a TypeError or a RuntimeError of torch's."""
+    from safetensors.numpy import load, save
+
+    name = f"run/{CHECKPOINT}/optimizer.safetensors"
+    tensors = load(run_files()[name])
+    first, second, *_ = tensors
+    part = inputs.PARTS["checkpoint"]
+    lacking = {key: value for key, value in tensors.items() if key != first}
+    assert try_one(part, {**run_files(), name: save(lacking)}, tmp_path / "sandbox") is None
+    for wrong in (tensors[second].astype(np.float64), tensors[second].reshape(-1)[:1], tensors[second][None]):
+        changed = save({**tensors, second: wrong})
+        assert "damaged" in (try_one(part, {**run_files(), name: changed}, tmp_path / "sandbox") or "")
+    for key in ("params/#0", "lr/#0"):
+        changed = save({**tensors, key: np.zeros(1, np.float32)})
+        assert "damaged" in (try_one(part, {**run_files(), name: changed}, tmp_path / "sandbox") or "")
+
+
 def test_a_result_names_no_file(tmp_path):
     """results add wrote the run's curve to a file that was called what result.json said."""
     from tinlab.results import record
