@@ -583,6 +583,15 @@ def test_a_studys_row_leads_to_no_run_of_others(tmp_path):
         assert all((row.run or "runs/").startswith("runs/tiny") or row.run is None or "other" in row.recipe
                    for row in read_study(place).rows)  # fmt: skip
         assert not any(elsewhere == row.run for row in read_study(place).rows)
+    for fields in (
+        {"run": None},
+        {"split": None},
+        {"top1_percent": None},
+        {"status": "stopped", "run": None},
+    ):
+        row = json.loads(study_files()[f"study/trials/{path.name}"])
+        path.write_text(json.dumps({**row, **fields}))
+        inputs.PARTS["study"].attempt(tmp_path, tmp_path)
     (place / "study.json").write_text(json.dumps({"name": "s", "recipes": ["demo"]}))
     assert "study.json" in refused(read_study, place)
 
