@@ -410,6 +410,14 @@ def test_studies_of_too_many_runs_are_refused_before_they_are_listed():
     assert "2" in refused(parse_seeds, f"1,{2**63}")
     grid = {f"model.{n}": tuple(range(10)) for n in range(40)}
     assert "at most 10,000" in refused(resolved, Study(name="s", recipes=(recipes.find("demo"),), grid=grid))
+    from tinlab.study.plan import file_name, split_values
+
+    begun = time.process_time()
+    assert len(split_values("[" * 600_000 + "1")) == 1
+    assert split_values(' 1, [2,3],{"a,b": 4},"x,y",') == ["1", "[2,3]", '{"a,b": 4}', '"x,y"', ""]
+    assert time.process_time() - begun < 2
+    assert len(file_name("\udcff" + "x" * 100)) == 64
+    assert {file_name(name)[:1] in (".", "") for name in ("..", ".", "/", "-../x", "é", "../../x")} == {False}
     refused(parse_space, ["optimizer.peak_lr=" + "[" * 5000 + ":1"])
 
 
