@@ -151,7 +151,9 @@ def json_bytes(rng: random.Random, value: Any) -> bytes:
         opened, closed = rng.choice((("[", "]"), ('{"a":', "}")))
         nested = opened * deep + "1" + closed * deep
         at = text.find(":") + 1
-        return (nested if rng.random() < 0.3 or not at else f'{text[:at]}{nested}, "x": {text[at:]}').encode()
+        return (nested if rng.random() < 0.3 or not at else f'{text[:at]}{nested}, "x": {text[at:]}').encode(
+            "utf-8", "surrogatepass"
+        )
     if how == 4 and text.startswith("{") and len(text) > 2:
         return f"{text[:-1]}, {text[1:]}".encode("utf-8", "surrogatepass")  # every key twice
     if how == 5:

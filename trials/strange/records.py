@@ -471,7 +471,7 @@ def make_results(rng: random.Random) -> Files:
     """A run's record: result, curves, predictions; and the tables that results end in."""
     files: dict[str, Node] = dict(run_files()) | dict(csv_files())
     names = [name for name in files if "/checkpoints/" not in name] + ["run/result.json", "run/metrics.jsonl"]
-    for name in rng.sample(names, rng.choice((1, 1, 2, 3))):
+    for name in sorted(set(rng.sample(names, rng.choice((1, 1, 2, 3))))):
         node = files.get(name)
         if not isinstance(node, bytes):
             continue

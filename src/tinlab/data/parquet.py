@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from tinlab.data.layouts import VALIDATION_NAMES, Layout, Samples
+from tinlab.data.layouts import VALIDATION_NAMES, Layout, Samples, class_info
 from tinlab.data.members import MAX_MEMBER_BYTES
 from tinlab.data.names import Names
-from tinlab.data.pack import UNLABELLED, ClassInfo
+from tinlab.data.pack import UNLABELLED
 from tinlab.data.worker import joined
 from tinlab.errors import TinlabError
 
@@ -32,9 +32,8 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 """Columns that are preferred by their names; a column that is the only one of its type will do too."""
 
 _BATCH_BYTES = 4 << 20
-_COPIES_BYTES = 128 << 20
-"""What the copies of a dictionary's values may fill at a time."""
 _LABELS_AT_ONCE = 1 << 16
+_STRUCTS_AT_ONCE = 64
 
 
 class ParquetRows:
@@ -126,8 +125,12 @@ class ParquetRows:
     def _rows_from(self, first: int) -> Iterator[tuple[int, bytes]]:
         """Row numbers and image bytes, from the row group on that holds row `first`."""
         for file, start in zip(self.files, self._starts, strict=False):
-            with self._errors(file), self._open(file) as table:
-                at_a_time = min(self._rows_at_a_time, safe_rows(table.metadata, self._image))
+            flat = "." not in self._image
+            # As places in a dictionary: one that stands there once, for many rows, is not copied.
+            # Arrow cannot do so inside a struct; there, few rows at a time are what bounds the copies.
+            with self._errors(file), self._open(file, [self._image] if flat else []) as table:
+                at_a_time = min(self._rows_at_a_time, rows_at_a_time(table.metadata))
+                at_a_time = at_a_time if flat else min(at_a_time, _STRUCTS_AT_ONCE)
                 groups = []
                 row = at = start
                 for group in range(table.metadata.num_row_groups):
@@ -206,19 +209,15 @@ def _columns(file: Path, schema: pa.Schema) -> tuple[str, str, list[str] | None]
     return (named or images)[0], label, names
 
 
-def safe_rows(about: Any, column: str) -> int:
-    """How many rows may be read at once. A value may stand once in a file's dictionary and in any number of
-    rows, each of which gets a copy: so it counts how large such a value can be."""
-    largest = 1
-    for number in range(about.num_row_groups):
-        group = about.row_group(number)
-        for place in range(group.num_columns):
-            chunk = group.column(place)
-            if chunk.path_in_schema == column and chunk.has_dictionary_page:
-                dictionary = (chunk.data_page_offset or 0) - (chunk.dictionary_page_offset or 0)
-                ratio = -(-chunk.total_uncompressed_size // max(1, chunk.total_compressed_size))
-                largest = max(largest, min(dictionary * max(1, ratio), chunk.total_uncompressed_size))
-    return max(1, _COPIES_BYTES // largest)
+def rows_at_a_time(about: Any) -> int:
+    """How many rows of a file that states `about` of itself make a batch, as they are when they are unpacked.
+
+    Of the single columns nothing is asked: pyarrow ends the process where what a file says of one contradicts
+    itself.
+    """
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    mean_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    return max(1, _BATCH_BYTES // (max(0, mean_bytes) + 1))
 
 
 def _coded(column: pa.Array, code_of: dict[Any, int]) -> np.ndarray:
@@ -261,7 +260,7 @@ def parquet_layout(rows: ParquetRows) -> Layout:
     held = (rows.values[code] for code in np.unique(rows.codes[rows_of["train"]]).tolist())
     every = range(len(names)) if names is not None else sorted(v for v in held if v is not None)
     label_of = {value: label for label, value in enumerate(every)}
-    classes = tuple(ClassInfo(*(2 * [names[v] if names is not None else str(v)])) for v in every)
+    classes = tuple(class_info(rows.path, *(2 * [names[v] if names is not None else str(v)])) for v in every)
     splits: dict[str, Samples] = {}
     for split in ("train", "val", "test"):
         if split not in files_of:

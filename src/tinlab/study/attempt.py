@@ -98,7 +98,8 @@ def read_row(folder: Path, trial: Trial, pack_digest: str) -> Row:
         )
     if row.pack_digest != pack_digest:
         raise TinlabError(f"{folder} holds runs on another pack; name another place with --name")
-    if row.status == "finished" and row.run and (folder / row.run / "result.json").is_file():
+    whole = None not in (row.run, row.split, row.top1_percent, row.top5_percent, row.loss)
+    if row.status == "finished" and whole and (folder / str(row.run) / "result.json").is_file():
         return row
     return _with_run(row, folder, trial)
 
@@ -117,8 +118,10 @@ def _with_run(row: Row, folder: Path, trial: Trial) -> Row:
         found |= {name: result[name] for name in ("split", "top1_percent", "top5_percent", "loss")}
         found |= {"train_minutes": round(result["train_seconds"] / 60, 3), "status": "finished"}
         found |= {"error": None, "out_of_memory": False}
-    elif row.status == "finished":
-        found["status"] = "stopped"
+    else:
+        found |= dict.fromkeys(("split", "top1_percent", "top5_percent", "loss"))  # which results alone have
+        if row.status == "finished":
+            found["status"] = "stopped"
     return row.model_copy(update=found)
 
 

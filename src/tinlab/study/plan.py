@@ -103,11 +103,11 @@ def varied(base: Recipe, values: Mapping[str, Any], naming: Collection[str]) -> 
 
 
 def file_name(words: str) -> str:
-    """`words` as a recipe's name; what is too long ends in a digest, so that it stays its own."""
-    name = re.sub(r"[^a-z0-9_.]+", "-", words.lower().replace("+", "")).strip("-")
-    if len(name) > 64:
-        name = f"{name[:55]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
-    return name
+    """`words` as a recipe's name, never that of a folder above; what is too long ends in a digest, so that
+    it stays its own."""
+    digest = hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()[:8]
+    name = re.sub(r"[^a-z0-9_.]+", "-", words.lower().replace("+", "")).rstrip("-").lstrip("-._")
+    return f"{name[:55]}-{digest}" if len(name) > 64 else name or digest
 
 
 def parse_grid(assignments: Iterable[str]) -> dict[str, tuple[Any, ...]]:
@@ -128,17 +128,15 @@ def parse_grid(assignments: Iterable[str]) -> dict[str, tuple[Any, ...]]:
 
 def split_values(text: str) -> list[str]:
     """`text` cut at the commas that stand outside brackets, braces and quotes."""
-    pieces, depth, quoted = [""], 0, False
-    for character in text:
+    cuts, depth, quoted = [-1], 0, False
+    for place, character in enumerate(text):
         if character == '"':
             quoted = not quoted
         elif not quoted:
             depth += (character in "[{") - (character in "]}")
         if character == "," and depth == 0 and not quoted:
-            pieces.append("")
-        else:
-            pieces[-1] += character
-    return [piece.strip() for piece in pieces]
+            cuts.append(place)
+    return [text[a + 1 : b].strip() for a, b in itertools.pairwise([*cuts, len(text)])]
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

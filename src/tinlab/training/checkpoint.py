@@ -200,9 +200,26 @@ def restore(
             ):
                 value = value.cpu()  # where all but fused kernels count
         optimizer.state[parameter][kind] = value
+    _complete(optimizer, place)
     for file, tensors in (beside or {}).items():
         load_tensors(place, file, tensors, device)
     return state
+
+
+def _complete(optimizer: torch.optim.Optimizer, place: Path) -> None:
+    """Fused updates take what all parameters keep, or nothing: give SGD's without momentum the zeros that it
+    starts from, and refuse AdamW's that keep some of their averages alone."""
+    for group in optimizer.param_groups:
+        kept = [optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state]
+        if isinstance(optimizer, torch.optim.SGD) and any("momentum_buffer" in one for one in kept):
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        if isinstance(optimizer, torch.optim.AdamW) and any(
+            one and not {"step", "exp_avg", "exp_avg_sq"} <= one.keys() for one in kept
+        ):
+            raise TinlabError(
+                f"{place} is damaged: it lacks some of the optimizer's averages; remove {place}"
+            )
 
 
 @torch.no_grad()
