@@ -4,7 +4,7 @@
     python trials/server.py hosts --inputs 10000      # Host and Origin headers
     python trials/server.py api --requests 10000      # schemathesis, on the server's own description
     python trials/server.py overload --seconds 60
-    python trials/server.py slow --clients 100
+    python trials/server.py slow --clients 80
     python trials/server.py connections --count 2000
     python trials/server.py soak --minutes 10
 
@@ -96,7 +96,7 @@ PROMISES: tuple[Promise, ...] = (
         "Clients that send a head or a body drop by drop, or do not read what they asked for, are cut off in "
         "time, and others are answered meanwhile.",
         f"{TEST}::test_slow_clients_are_cut_off",
-        "python trials/server.py slow --clients 100",
+        "python trials/server.py slow --clients 80",
     ),
     Promise(
         "server.connections",
@@ -738,7 +738,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the number of the first input")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--clients", type=int, default=80)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--schemathesis", metavar="PATH")
