@@ -87,6 +87,8 @@ def test_a_failure_is_noticed():
     assert wrong(b"200", b"{}", b"X-Evil: 1\r\n") == ["a header that the client put in"]
     assert "no x-frame-options" in strangers.faults(strangers.parsed(b"HTTP/1.1 200 OK\r\n\r\n", 0), b"")
     assert made_input(7) == made_input(7)
+    assert strangers.is_whole(classify(b"x"))
+    assert not strangers.is_whole(classify(b"x")[:-1])
 
 
 def test_no_request_reaches_the_disk(started, tmp_path):
