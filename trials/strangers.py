@@ -303,6 +303,14 @@ def made_input(seed: int) -> bytes:
     return request("POST", path, damaged if draw.random() < 0.8 else mutated(draw, damaged))
 
 
+def is_whole(data: bytes) -> bool:
+    """Whether an answer to `data` may be waited for: a head, and a body of the length that it states."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    lengths = re.findall(rb"(?im)^content-length:[ \t]*(\d{1,9})\r?$", head)
+    stated = int(lengths[0]) if lengths else 0
+    return bool(end) and len(lengths) < 2 and b"chunked" not in head.lower() and stated == len(body)
+
+
 def faults(answer: Answer, sent: bytes) -> list[str]:
     """What is wrong with an answer to a stranger; none where nothing is."""
     if answer.status is None:

@@ -255,7 +255,7 @@ def test_what_is_in_flight_is_finished_and_sigint_gives_130(runs, pictures):
         time.sleep(0.01)
     began = time.monotonic()
     code, errors = one.stop(signal.SIGINT)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30  # a busy machine needs its time to end a process, but no minute
     assert code == 130
     assert errors.startswith("WARNING: --host 0.0.0.0")  # anybody can reach it, and that is said
     assert "Traceback" not in errors
