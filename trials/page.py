@@ -28,6 +28,7 @@ PARTS = {
     "inputs": ("Inputs", "Files and options from strangers: damaged, hostile, or far too large."),
     "server": ("The server", "Requests from strangers to `tinlab serve`."),
     "numbers": ("Numbers", "What is measured, beside other libraries and cases worked out by hand."),
+    "memory": ("Memory and time", "What packing and training hold, and how soon the program answers."),
 }
 """Title and subject of each part, in the page's order; a part is what stands before the dot of an id."""
 

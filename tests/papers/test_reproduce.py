@@ -139,8 +139,10 @@ def test_a_row_says_what_its_runs_are(how):
     assert status(row("yu_baseline"), [], False, how.out).startswith("begun")
     (run,) = how.out.iterdir()
     (run / "result.json").write_text("{}")
-    assert status(row("yu_baseline"), [], False, how.out).startswith("begun")
-    (run / "result.json").write_text('{"top1_percent": 1}')
+    assert status(row("yu_baseline"), [], False, how.out) == "not yet run"  # a damaged run is none
+    result = dict.fromkeys(("recipe", "recipe_digest", "split", "finished_at"), "")
+    result |= dict.fromkeys(("top1_percent", "top5_percent", "loss", "train_seconds", "epochs"), 1.0)
+    (run / "result.json").write_text(json.dumps(result))
     assert status(row("yu_baseline"), [], False, how.out).startswith("finished")
 
 

@@ -115,7 +115,7 @@ def test_an_error_of_a_writer_names_the_file_that_was_to_be_written(tmp_path):
 def test_the_command_line_says_what_a_disk_said(tmp_path, monkeypatch, capsys):
     from tinlab import cli
 
-    def app():
+    def app(**_):
         raise OSError(errno.EROFS, "Read-only file system", "/a/b")
 
     monkeypatch.setattr(cli, "app", app)
@@ -281,14 +281,14 @@ def test_a_row_is_there_only_with_its_curve(finished, tmp_path, monkeypatch):
     environment = json.loads((copy / "environment.json").read_text())
     environment["pack"]["source_kind"] = "class_folders"
     (copy / "environment.json").write_text(json.dumps(environment))
-    write = results._write_csv
+    write = results.write_table
 
     def full(path, *rest):
         if path.parent.name == "curves":
             raise FULL
         write(path, *rest)
 
-    monkeypatch.setattr(results, "_write_csv", full)
+    monkeypatch.setattr(results, "write_table", full)
     place = tmp_path / "results.csv"
     with pytest.raises(OSError, match="No space"):
         results.record(copy, place)
@@ -305,7 +305,7 @@ class Lost:
     def __del__(self):  # where an exception is told of and dropped
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
-def app():
+def app(**_):
     Lost()
     for _ in range(300):
         time.sleep(0.1)
