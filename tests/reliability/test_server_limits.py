@@ -64,9 +64,9 @@ class Held:
 
 
 def test_any_bytes_are_answered_or_refused(started):
-    tally = trial.fuzz(started(Limits(max_bytes=1 << 20)), range(120), linger=0.15)
+    tally = trial.fuzz(started(Limits(max_bytes=1 << 20)), range(180), at_once=32, linger=0.15)
     assert tally.wrong == {}
-    assert tally.tried == 120
+    assert tally.tried == 180
     # The inputs reach every layer: HTTP, the guard, the form, the image, and the network.
     assert {200, 400, 421, 422} <= set(tally.statuses)
 
