@@ -16,6 +16,10 @@ from tinlab.study.attempt import Settings, write_row
 from tinlab.study.attempt import read_row as study_rows
 from tinlab.training import loop
 
+RESULT = {
+    **dict.fromkeys(("recipe", "recipe_digest", "split", "finished_at"), ""),
+    **dict.fromkeys(("top1_percent", "top5_percent", "loss", "train_seconds", "epochs"), 1.0),
+}
 SMALL = ("model.width=4", "schedule.batch_size=4", "schedule.steps=3")
 
 
@@ -68,9 +72,10 @@ def test_each_run_of_a_study_is_told_as_it_ends(how, monkeypatch):
     def run_locally(folder, todo, settings, *, jobs, stop, ended):
         for trial in todo[:2]:
             (folder / "runs" / trial.key).mkdir()
-            known = {"status": "finished", "run": f"runs/{trial.key}", "top1_percent": 1.0}
+            known = {"status": "finished", "run": f"runs/{trial.key}", "split": "val", "loss": 1.0}
+            known |= {"top1_percent": 1.0, "top5_percent": 1.0}
             row = study_rows(folder, trial, settings.pack_digest).model_copy(update=known)
-            write_json(folder / "runs" / trial.key / "result.json", {})
+            write_json(folder / "runs" / trial.key / "result.json", RESULT)
             ended(trial, write_row(folder, trial, row))
         raise TinlabError("enough")
 
@@ -140,9 +145,7 @@ def test_a_row_says_what_its_runs_are(how):
     (run,) = how.out.iterdir()
     (run / "result.json").write_text("{}")
     assert status(row("yu_baseline"), [], False, how.out) == "not yet run"  # a damaged run is none
-    result = dict.fromkeys(("recipe", "recipe_digest", "split", "finished_at"), "")
-    result |= dict.fromkeys(("top1_percent", "top5_percent", "loss", "train_seconds", "epochs"), 1.0)
-    (run / "result.json").write_text(json.dumps(result))
+    write_json(run / "result.json", RESULT)
     assert status(row("yu_baseline"), [], False, how.out).startswith("finished")
 
 
