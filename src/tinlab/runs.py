@@ -217,9 +217,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _is_point(line: dict[str, Any]) -> bool:
     """Whether it is a point of a curve: what kind, and numbers where numbers belong."""
-    numbers = (value for name, value in line.items() if name not in ("kind", "split", "stage"))
+    numbers = (
+        value for name, value in line.items() if name not in ("kind", "split", "stage", "hard_classes")
+    )
+    classes = line.get("hard_classes", [])
     return (
         line.get("kind") in ("train", "eval")
+        and isinstance(classes, list)
+        and all(type(one) is int for one in classes)
         and all(_is_number(line.get(name)) for name in ("step", "epoch"))
         # A loss of a training that diverges may be no number.
         and all(value is None or type(value) is float or _is_number(value) for value in numbers)
