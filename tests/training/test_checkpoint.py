@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tinlab import recipe
@@ -143,3 +144,15 @@ def test_another_networks_checkpoint_is_refused(tmp_path):
     other = nn.Linear(3, 2)
     with pytest.raises(TinlabError, match="does not belong"):
         checkpoint.restore(place, other, optimizer.build(recipe.Optimizer(), other), CPU)
+
+
+@pytest.mark.parametrize("damage", [lambda t: t.bfloat16(), lambda t: t[:1]], ids=["precision", "shape"])
+def test_a_momentum_of_another_precision_or_shape_is_refused(tmp_path, damage):
+    model, updater = trained()
+    place = checkpoint.save(tmp_path, model, updater, checkpoint.State(step=3))
+    file = place / "optimizer.safetensors"
+    kept = load_file(file)
+    name = next(name for name, tensor in kept.items() if tensor.ndim > 1)
+    save_file({**kept, name: damage(kept[name]).contiguous()}, file)
+    with pytest.raises(TinlabError, match="does not fit parameter"):
+        checkpoint.restore(place, *trained(steps=1), CPU)

@@ -166,6 +166,8 @@ def restore(
     names = dict(model.named_parameters())
     groups = {f"#{number}": group for number, group in enumerate(optimizer.param_groups)}
     group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
+    # Some of timm's keep a momentum in bfloat16; torch's own take their parameter's precision alone.
+    others = () if type(optimizer).__module__.startswith("torch.") else (torch.bfloat16,)
     optimizer.state.clear()
     for key, value in kept.items():
         kind, _, name = key.partition("/")
@@ -180,15 +182,12 @@ def restore(
             raise TinlabError(f"{place} does not belong to this recipe: it has no parameter '{name}'")
         parameter = names[name]
         if isinstance(value, Tensor):
-            # Some of timm's keep a momentum in bfloat16, and averages of rows and columns under other names.
+            # Some of timm's keep averages of rows and columns, under other names.
             alike = kind not in _LIKE_PARAMETER or value.shape == parameter.shape
             alike = alike or (kind != "momentum_buffer" and value.ndim == 0)  # one for the whole of it
             single = kind != "step" or value.numel() == 1
-            if (
-                not alike
-                or not single
-                or (value.ndim and value.dtype not in (parameter.dtype, torch.bfloat16))
-            ):
+            precise = value.ndim == 0 or value.dtype in (parameter.dtype, *others)
+            if not (alike and single and precise):
                 raise TinlabError(
                     f"{place} is damaged: {kind} does not fit parameter '{name}'; remove {place}"
                 )
