@@ -8,13 +8,13 @@ docs/reliability.md from the promises and the rows.
 from __future__ import annotations
 
 import csv
-import io
-import subprocess
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tinlab.files import write_text
+from tinlab.files import only_one
+from tinlab.results import write_table
+from tinlab.runs import commit
 
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER = ROOT / "results" / "trials.csv"
@@ -51,19 +51,14 @@ class Tried:
 
 def record(promise: Promise, tried: int, unit: str, failed: int, seconds: float, note: str = "") -> Tried:
     """Write the row of `promise`, in place of an older one; a failure is recorded as well."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
     row = Tried(
-        promise.id, tried, unit, failed, round(seconds / 60, 1), note, commit, f"{datetime.now(UTC):%Y-%m-%d}"
-    )
-    rows = sorted([other for other in read() if other.promise != promise.id] + [row], key=lambda r: r.promise)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [item.name for item in fields(Tried)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_text(LEDGER, text.getvalue())
+        promise.id, tried, unit, failed, round(seconds / 60, 1), note, commit() or "",
+        f"{datetime.now(UTC):%Y-%m-%d}",
+    )  # fmt: skip
+    with only_one(LEDGER.parent):  # another trial may end at the same time
+        rows = [other for other in read() if other.promise != promise.id] + [row]
+        columns = tuple(item.name for item in fields(Tried))
+        write_table(LEDGER, columns, [asdict(one) for one in sorted(rows, key=lambda one: one.promise)])
     print(f"{row.promise}: {row.tried:,} {row.unit}, {row.failed} failed, {row.minutes} minutes. {row.note}")
     return row
 
@@ -73,14 +68,8 @@ def read() -> list[Tried]:
     if not LEDGER.exists():
         return []
     with LEDGER.open(newline="") as file:
+        numbers = {"tried": int, "failed": int, "minutes": float}
         return [
-            Tried(
-                **{
-                    **row,
-                    "tried": int(row["tried"]),
-                    "failed": int(row["failed"]),
-                    "minutes": float(row["minutes"]),
-                }
-            )
+            Tried(**{name: numbers.get(name, str)(value) for name, value in row.items()})
             for row in csv.DictReader(file)
         ]

@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import unicodedata
@@ -59,7 +60,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
             raise
         finally:
-            _let_go(lock)
+            let_go(lock)
         flush_folder(path.parent)
     except OSError as error:
         error.filename = str(path)
@@ -71,38 +72,56 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
     Those of living writers stay. Raises OSError where `folder` cannot be read.
     """
-    if fcntl is None:
-        return
     ours = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[a-z0-9_]{{8}}\.partial")
     for entry in os.scandir(folder):
         if not (ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)):
             continue
-        with contextlib.suppress(OSError):  # its owner lives, or it went away by itself
-            handle = os.open(entry.path, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                Path(entry.path).unlink()
-            finally:
-                os.close(handle)
+        remove_if_dead(Path(entry.path))
+
+
+def hold(path: Path) -> int | None:
+    """Lock the file or folder `path` for as long as this process lives, or until `let_go` of what is given.
+
+    None where it is gone, or the operating system has no such locks.
+    """
+    if fcntl is None:
+        return None
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):  # a file system without locks: then nobody can take it for dead either
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def let_go(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def remove_if_dead(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, which no living process holds."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError):  # its owner lives, or it went away by itself
+        lock = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        finally:
+            os.close(lock)
 
 
 def _temporary_file(path: Path) -> tuple[Path, int | None]:
     """A new file beside `path`, and the handle whose lock says that it is in use."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        if fcntl is None:
-            os.close(handle)
-            return Path(name), None
-        with contextlib.suppress(OSError):  # a file system without locks: then nobody can remove it either
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.path.lexists(name):  # else another process found it in the instant before the lock
-            return Path(name), handle
         os.close(handle)
-
-
-def _let_go(lock: int | None) -> None:
-    if lock is not None:
-        os.close(lock)
+        lock = hold(Path(name))
+        if os.path.lexists(name):  # else another process found it in the instant before the lock
+            return Path(name), lock
+        let_go(lock)
 
 
 @contextlib.contextmanager

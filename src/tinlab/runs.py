@@ -315,8 +315,11 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.machine()
 
 
-WRITTEN = ("results", "RESULTS.md", "docs/what-helps.md", "docs/papers.md")
-"""What `tinlab results` and its like write into a checkout."""
+WRITTEN = (
+    "results", "RESULTS.md", "docs/what-helps.md", "docs/papers.md", "docs/performance.md",
+    "docs/performance.png", "docs/race.png", "docs/reliability.md",
+)  # fmt: skip
+"""What `tinlab results`, the benchmarks and the trials write into a checkout."""
 
 
 def commit() -> str | None:

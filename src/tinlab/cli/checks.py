@@ -9,12 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, Device, app, split_auto, with_fitting_batch
+from tinlab.cli.common import AsJson, Changes, DataOption, Device, app, split_auto, with_fitting_batch
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or a recipe.json.")]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
-]
 
 
 @app.command(name="lr-find")

@@ -37,6 +37,9 @@ OtherDataOption = Annotated[
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where run folders are.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
+]
 RUNS = Path("runs")
 
 UsageError: Any = typer.BadParameter.__base__

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, Device, app
+from tinlab.cli.common import AsJson, Changes, DataOption, Device, app
 from tinlab.errors import TinlabError
 
 
@@ -125,9 +125,7 @@ def search(
             "--space", metavar="PATH=LOW:HIGH[:log]", help="What may change; or PATH=A|B|…; repeatable."
         ),
     ] = None,
-    set: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
-    ] = None,
+    set: Changes = None,
     trials: Annotated[int, typer.Option(min=1, help="How many in all, with those of before.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="The seed of every trial's training.")] = 0,
     data: DataOption = None,

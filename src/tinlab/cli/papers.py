@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import RUNS, AsJson, DataOption, Device, Out, app, results_commands
+from tinlab.cli.common import RUNS, AsJson, Changes, DataOption, Device, Out, app, results_commands
 from tinlab.errors import TinlabError
 
 AddResults = Annotated[
@@ -31,9 +31,7 @@ def reproduce(
     seeds: Annotated[
         str | None, typer.Option(metavar="N|LIST", help="How many, or which. Default: the row's own.")
     ] = None,
-    set: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
-    ] = None,
+    set: Changes = None,
     budget: Annotated[
         float, typer.Option(metavar="FRACTION", help="Train for this share of the length.")
     ] = 1.0,
@@ -295,9 +293,7 @@ def transfer(
     data: DataOption = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where all of it goes.")] = Path("transfer"),
     seeds: Annotated[str, typer.Option(metavar="N|LIST", help="How many, or which, such as 0,5.")] = "1",
-    set: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one field; repeatable.")
-    ] = None,
+    set: Changes = None,
     budget: Annotated[
         float, typer.Option(metavar="FRACTION", help="Train for this share of the length.")
     ] = 1.0,
