@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -107,6 +108,15 @@ def test_a_command_looks_at_the_run_of_its_row(how, monkeypatch):
     assert str(trained.runs[0]) in said[0]
     assert done.values == {"pictures": 1}
     assert done.of == (how.recipe(recipes.find("ma_overfit")).digest,)
+
+
+@pytest.mark.parametrize("name", ["sun_depth_cost", "sun_tuning"])
+def test_a_benchmark_measures_what_its_row_reads(how, name):
+    one = row(name)
+    brief = dataclasses.replace(one, command=f"{one.command} --steps 1 --rounds 1")
+    done = reproduce(brief, how, say=lambda text: None)
+    assert set(done.values) == set(one.measures)
+    assert all(value > 0 for value in done.values.values())
 
 
 def test_a_command_that_fails_is_told(how):

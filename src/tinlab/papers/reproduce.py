@@ -157,7 +157,9 @@ def _commanded(row_: Row, how: How, say: Say) -> Reproduced:
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise TinlabError(f"{row_.id}: its command failed with code {done.returncode}; see above")
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer = json.loads(done.stdout)
+    if isinstance(answer, list):  # a benchmark's comparisons, known by what they compare
+        answer = {one["what"]: one for one in answer}
     of = tuple(run.recipe.digest for run in looked_at.values())
     return Reproduced(row_, values=values_of(row_, answer), answer=answer, of=of)
 
