@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from command_line import fails
 
-from tinlab import runs
+from tinlab import cli, results, runs
 from tinlab.drawing import INK
 from tinlab.files import write_json
 from tinlab.recipe import changed
@@ -198,3 +198,19 @@ def test_bad_input_is_one_sentence(case, recipe_file, shapes_pack, tmp_path, mon
     if "--data" not in given:
         given += ["--data", str(shapes_pack.path)]
     fails(["study", *given, "--out", "studies"], tmp_path, monkeypatch, capsys, expected)
+
+
+def test_rows_are_added_as_runs_end(recipe_file, shapes_pack, tmp_path, monkeypatch):
+    finished_at_each = []
+
+    def record(run, path):
+        finished_at_each.append(sum(1 for _ in run.parent.glob("*/result.json")))
+
+    monkeypatch.setattr(results, "record", record)
+    words = ["study", str(recipe_file), "--data", str(shapes_pack.path), "--out", str(tmp_path)]
+    words += ["--seeds", "2", "--set", "schedule.steps=2", "--device", "cpu", "--add-results"]
+    monkeypatch.setattr(sys, "argv", ["tinlab", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code in (0, None)
+    assert finished_at_each == [1, 2]

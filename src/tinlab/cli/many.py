@@ -38,7 +38,9 @@ def study(
         float | None, typer.Option(min=0, help="GPUs for a run. Default: one, if there are; on a cluster, 0.")
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try failed runs again.")] = False,
-    add_results: Annotated[bool, typer.Option("--add-results", help="Add rows to results.csv.")] = False,
+    add_results: Annotated[
+        bool, typer.Option("--add-results", help="Add a row for each run as it ends.")
+    ] = False,
     device: Device = "auto",
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
     json: AsJson = False,
@@ -46,7 +48,7 @@ def study(
     """Train recipes times seeds, and compare them. Given again, it goes on where it was."""
     from tinlab.results import record, results_file
     from tinlab.study import plan, summary
-    from tinlab.study.attempt import share_of_cores
+    from tinlab.study.attempt import Row, share_of_cores
     from tinlab.study.page import write_study
     from tinlab.study.run import run_study
     from tinlab.study.studies import STUDIES
@@ -61,9 +63,20 @@ def study(
         changes["name"] = plan.file_name(label)
     if jobs > 1 and cluster:
         raise TinlabError("--jobs is for this machine; on a cluster, --cpus and --gpus decide what fits")
+    folder = out / changes.get("name", chosen.name)
+    added = 0
+
+    def add(row: Row) -> None:
+        nonlocal added
+        try:
+            record(folder / str(row.run), results_file())
+            added += 1
+        except TinlabError as error:
+            terminal.say(f"not added: {error}")
+
     done = run_study(
         chosen.model_copy(update=changes),
-        out / changes.get("name", chosen.name),
+        folder,
         _study_settings(
             data, device, checkpoint_seconds, cpus or (1 if cluster else share_of_cores(jobs)), gpus
         ),
@@ -71,17 +84,10 @@ def study(
         cluster=cluster,
         retry=retry,
         say=terminal.say,
+        finished=add if add_results else lambda row: None,
     )
     lines = summary.summarise(done)
     page = write_study(done, lines)
-    added = 0
-    for row in done.rows if add_results else ():
-        if row.run is not None and row.status == "finished":
-            try:
-                record(done.folder / row.run, results_file())
-                added += 1
-            except TinlabError as error:
-                terminal.say(f"not added: {error}")
     if json:
         terminal.show_json(
             {
