@@ -136,7 +136,7 @@ def training(args: argparse.Namespace) -> dict[str, float]:
     from tinlab import models
     from tinlab.compute import place
     from tinlab.training import optimizer
-    from tinlab.training.loop import forward_backward
+    from tinlab.training.step import forward_backward
 
     knobs = recipe(args.steps)
     device = torch.device(args.device)

@@ -211,7 +211,7 @@ class Step:
 
     def steps_per_second(self, inputs: Callable[[], tuple[Any, Any]], seconds: float) -> float:
         from tinlab.compute import wait_for
-        from tinlab.training.loop import forward_backward
+        from tinlab.training.step import forward_backward
 
         def step() -> None:
             x, batch = inputs()

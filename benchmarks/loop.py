@@ -93,7 +93,7 @@ def bare(steps: int, pack: Path) -> float:
     from tinlab.data.batches import Batch
     from tinlab.data.pack import Pack
     from tinlab.training import optimizer
-    from tinlab.training.loop import forward_backward
+    from tinlab.training.step import forward_backward
 
     knobs = recipe(steps)
     model = place(

@@ -10,7 +10,7 @@ from tinlab.augment.policy import Policy
 from tinlab.data.batches import Batch
 from tinlab.recipe import Compute, Loss, Recipe, Schedule
 from tinlab.recipe import operations as ops
-from tinlab.training.loop import forward_backward
+from tinlab.training.step import forward_backward
 
 
 def batch_of(count, side=16, epoch=0):

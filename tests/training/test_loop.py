@@ -14,6 +14,7 @@ from tinlab.evaluation.predict import Predictions
 from tinlab.files import read_json
 from tinlab.recipe import changed
 from tinlab.training import checkpoint, loop
+from tinlab.training.step import size_at
 
 
 def weights(run):
@@ -181,7 +182,7 @@ def test_a_pack_without_a_held_out_split_is_refused(tiny_recipe, shapes_pack, tm
 
 @pytest.mark.parametrize(("steps", "sizes"), [(8, (16, 32)), (7, (16, 24, 32)), (2, (8, 16, 24)), (5, (64,))])
 def test_sizes_get_equal_shares(steps, sizes):
-    seen = [loop.size_at(sizes, step, steps) for step in range(steps)]
+    seen = [size_at(sizes, step, steps) for step in range(steps)]
     assert seen == sorted(seen)
     if steps >= len(sizes):
         counts = [seen.count(size) for size in sizes]

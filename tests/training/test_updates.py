@@ -18,6 +18,7 @@ from tinlab.recipe import changed
 from tinlab.training import checkpoint, loop
 from tinlab.training.penalties import Penalties
 from tinlab.training.scaling import Scaling
+from tinlab.training.step import in_parts
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -135,7 +136,7 @@ def gradients(model, recipe, pack):
     model.zero_grad()
     torch.manual_seed(seed_for_step(0, 0))
     penalties = Penalties(recipe.loss.penalties, model)
-    found = loop.in_parts(model, inputs, batch, recipe, penalties, Scaling(CPU, enabled=False))
+    found = in_parts(model, inputs, batch, recipe, penalties, Scaling(CPU, enabled=False))
     return [value.item() for value in found], [p.grad.clone() for p in model.parameters()]
 
 

@@ -23,7 +23,7 @@ from tinlab.evaluation.predict import forward
 from tinlab.recipe import Recipe
 from tinlab.runs import Run
 from tinlab.training import checkpoint
-from tinlab.training.loop import forward_backward
+from tinlab.training.step import forward_backward
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 """Activations that are zero over half of their range: a channel may be zero for every image."""

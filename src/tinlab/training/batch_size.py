@@ -29,6 +29,7 @@ from tinlab.training.memory import Peak, free_bytes, gigabytes, is_out_of_memory
 from tinlab.training.penalties import Penalties
 from tinlab.training.scaling import Scaling
 from tinlab.training.sharpness import SharpnessAware
+from tinlab.training.step import in_parts
 
 MARGIN = 0.1
 """Share of the memory that a batch found by `find_batch_size` leaves free."""
@@ -207,7 +208,7 @@ class _Steps:
             inputs, batch = self._policy.inputs(self._batches.at(step), max(self._recipe.data.image_sizes))
 
             def backward(inputs: Any = inputs, batch: Any = batch) -> Any:
-                return loop.in_parts(self._model, inputs, batch, self._recipe, self._penalties, self._scaling)
+                return in_parts(self._model, inputs, batch, self._recipe, self._penalties, self._scaling)
 
             backward() if self._sharpness is None else self._sharpness(backward)
             # What stochastic depth happens to leave out here may run in a later step.

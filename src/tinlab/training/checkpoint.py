@@ -72,6 +72,11 @@ class State:
     structure: dict[str, Any] | None = None
     hard_classes: list[int] = field(default_factory=list)
 
+    def begin_window(self) -> None:
+        """The next point of the training curve is of the steps from here on."""
+        self.window_loss, self.window_penalty, self.window_correct = 0.0, 0.0, 0
+        self.window_images, self.window_seconds = 0, 0.0
+
 
 _LIKE_PARAMETER = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 """What optimizers keep of each of a parameter's values."""

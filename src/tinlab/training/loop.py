@@ -6,22 +6,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from tinlab import models, runs
-from tinlab.augment import mix
 from tinlab.augment.draws import seed_for_step
 from tinlab.augment.targeted import Targeted, hardest_classes
-from tinlab.compute import autocast, choose_kernels, resolve_device, wait_for
-from tinlab.data.batches import Batch
+from tinlab.compute import choose_kernels, resolve_device, wait_for
 from tinlab.data.pack import Pack, triple
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Metrics, measure
@@ -35,10 +30,10 @@ from tinlab.training import checkpoint, optimizer, pruning, schedule
 from tinlab.training.curves import Curves, Meter, Place, eval_point, train_point
 from tinlab.training.memory import Peak, explain_out_of_memory, is_out_of_memory
 from tinlab.training.penalties import Penalties
-from tinlab.training.scaling import Scaling
 from tinlab.training.schedule import Plateau
 from tinlab.training.signals import StopRequest
 from tinlab.training.stages import Left, Setup, Span, spans
+from tinlab.training.step import size_at, take_step
 from tinlab.training.warm_up import warm_up
 
 
@@ -307,8 +302,7 @@ class _Job:
     def _stage(self, setup: Setup) -> None:
         """The steps of one stage."""
         span, recipe, state, seed = setup.span, setup.recipe, self.state, self.run.seed
-        knobs, device, stop = recipe.optimizer, self.device, self.stop
-        log_every = self.log_every or span.log_every
+        knobs = recipe.optimizer
         setup.frozen.train()
         warms_up = recipe.compute.compile if self.warms_up is None else self.warms_up
         if warms_up and state.step < span.end_step:
@@ -321,69 +315,76 @@ class _Job:
                 # At the beginning of a step, so that a run resumed from this very step does not skip it.
                 self._measure(setup)
 
-            step_began = time.perf_counter()
+            began = time.perf_counter()
             size = size_at(recipe.data.image_sizes, step, span.steps)
             self.rate = schedule.learning_rate(
                 recipe.schedule, knobs.peak_lr, step, span.steps, state.plateau.cuts
             )
             momentum = schedule.momentum(recipe.schedule, knobs.momentum, step, span.steps)
             schedule.set_rates(setup.updater, self.rate, momentum)
-
             torch.manual_seed(seed_for_step(seed, state.step))
-            if self.ranks.rank > 0 and device.type == "cuda":
+            if self.ranks.rank > 0 and self.device.type == "cuda":
                 # Blocks are dropped by the host's generator, alike on all ranks; dropout differs.
                 torch.cuda.manual_seed(seed_for_step(seed, state.step) + self.ranks.rank)
-            loss, penalty, correct, images = take_step(setup, step, size)
+            self.meter.add(*take_step(setup, step, size))
             state.step += 1
             setup.updated(step + 1)
-            self.meter.add(loss, penalty, correct, images)
             setup.depth.count(state)
-            at_end = state.step == span.end_step
-            logging = (step + 1) % log_every == 0 or at_end
-            stopping = stop.signal_number or self._out_of_time()
-            saving = at_end or time.perf_counter() - self.saved_at >= self.checkpoint_seconds
-            # On a GPU this is where the host waits for it; on a CPU there is nothing to wait for.
-            alone = self.ranks.count == 1
-            ends_here = alone and (stopping != 0 or saving)
-            late = logging and self.meter.lags and not (ends_here or at_end or setup.scaling.enabled)
-            due = not late and (logging or device.type == "cpu" or ends_here)
-            sent = self.meter.take_sent() if late or due else None
-            before = None if sent is None else sent.received()
-            if due:
-                self.meter.drain(state)
-                state.skipped_steps += setup.scaling.take_skipped()
-                if not np.isfinite(state.window_loss + state.window_penalty):
-                    raise self._diverged()
-                stopping, saving = self.ranks.agree(stopping, saving, device)
-            if (step + 1) % span.evaluate_every == 0:
-                wait_for(device)  # the clock stands still while the network is measured
-            now = time.perf_counter()
-            state.train_seconds += now - step_began
-            state.window_seconds += now - step_began
-            state.elapsed_seconds = self.elapsed_before + now - self.began
+            self._after(setup, step, size, began)
 
-            if sent is not None and before is not None:
-                if not np.isfinite(before.window_loss + before.window_penalty):
-                    raise self._diverged()
-                self._log(setup, before, sent.place, sent.learning_rate, sent.image_size)
-            shown = before if late else state
-            if self.watch is not None and shown is not None and shown.window_images:
-                self.watch(self._progress(setup, shown, size))
-            if late:
-                self.meter.send(state, span.place(state.step), self.rate, size)
-            elif logging:
-                self._log(setup, state, span.place(state.step), self.rate, size)
-            if logging:
-                state.window_loss, state.window_penalty, state.window_correct = 0.0, 0.0, 0
-                state.window_images, state.window_seconds = 0, 0.0
+    def _after(self, setup: Setup, step: int, size: int, began: float) -> None:
+        """What follows step `step` of a stage, which began at `began`: clocks, curve, checkpoint, stop.
 
-            stops_here = stopping != 0 and state.step < self.total_steps
-            if due and (saving or stops_here):
-                self._save(setup)
-            if due and stops_here and stopping == OUT_OF_TIME:
-                raise TimeIsUp(self.run.path, state.step, self.total_steps)
-            if due and stops_here:
-                raise TrainingStopped(self.run.path, state.step, self.total_steps, stopping)
+        Only here does the host ask for what the device has found, and on a CUDA device only where a window of
+        the curve ends, one window late, or where a checkpoint is due.
+        """
+        span, state, device = setup.span, self.state, self.device
+        at_end = state.step == span.end_step
+        logging = (step + 1) % (self.log_every or span.log_every) == 0 or at_end
+        stopping = self.stop.signal_number or self._out_of_time()
+        saving = at_end or time.perf_counter() - self.saved_at >= self.checkpoint_seconds
+        ends_here = self.ranks.count == 1 and (stopping != 0 or saving)
+        late = logging and self.meter.lags and not (ends_here or at_end or setup.scaling.enabled)
+        due = not late and (logging or device.type == "cpu" or ends_here)
+        sent = self.meter.take_sent() if late or due else None
+        before = None if sent is None else sent.received()
+        if due:
+            self.meter.drain(state)
+            state.skipped_steps += setup.scaling.take_skipped()
+            self._check_finite(state)
+            stopping, saving = self.ranks.agree(stopping, saving, device)
+        if (step + 1) % span.evaluate_every == 0:
+            wait_for(device)  # the clock stands still while the network is measured
+        now = time.perf_counter()
+        state.train_seconds += now - began
+        state.window_seconds += now - began
+        state.elapsed_seconds = self.elapsed_before + now - self.began
+
+        if sent is not None and before is not None:
+            self._check_finite(before)
+            self._log(setup, before, sent.place, sent.learning_rate, sent.image_size)
+        shown = before if late else state
+        if self.watch is not None and shown is not None and shown.window_images:
+            self.watch(self._progress(setup, shown, size))
+        if late:
+            self.meter.send(state, span.place(state.step), self.rate, size)
+        elif logging:
+            self._log(setup, state, span.place(state.step), self.rate, size)
+        if logging:
+            state.begin_window()
+
+        stops_here = stopping != 0 and state.step < self.total_steps
+        if due and (saving or stops_here):
+            self._save(setup)
+        if due and stops_here and stopping == OUT_OF_TIME:
+            raise TimeIsUp(self.run.path, state.step, self.total_steps)
+        if due and stops_here:
+            raise TrainingStopped(self.run.path, state.step, self.total_steps, stopping)
+
+    def _check_finite(self, state: checkpoint.State) -> None:
+        """Raise Diverged where the loss over the window in `state` is not a number."""
+        if not np.isfinite(state.window_loss + state.window_penalty):
+            raise self._diverged()
 
     def _out_of_time(self) -> int:
         return OUT_OF_TIME if self.ends_at is not None and time.perf_counter() >= self.ends_at else 0
@@ -545,97 +546,6 @@ class _Job:
             f"the loss is not finite at step {self.state.step} (learning rate {self.rate:.3g}); try --set "
             f"optimizer.peak_lr={lower:.2g} or a longer schedule.warmup_fraction; {kept}"
         )
-
-
-def take_step(setup: Setup, step: int, size: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Step `step` of a stage, counted from 0, on images of `size` pixels a side: batch, augmentation,
-    gradient, update. Returns the mean loss, what penalties add to it and the number correct, scalars on the
-    device, and the number of images."""
-    recipe = setup.recipe
-    inputs, batch = setup.policy.inputs(setup.batches.at(step), size)  # (B, 3, size, size)
-    backward = partial(in_parts, setup.network, inputs, batch, recipe, setup.penalties, setup.scaling)
-    loss, penalty, correct = backward() if setup.sharpness is None else setup.sharpness(backward)
-    if setup.depth.drops:
-        optimizer.fill_missing_gradients(setup.model)
-    if setup.masks is not None:
-        setup.masks.apply_to_gradients()
-    if recipe.optimizer.clip_norm is not None:
-        setup.scaling.unscale(setup.updater)
-        optimizer.clip(setup.model, recipe.optimizer.clip_norm)
-    setup.scaling.step(setup.updater)
-    setup.updater.zero_grad(set_to_none=True)
-    return loss, penalty, correct, len(batch.labels)
-
-
-def in_parts(
-    network: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    batch: Batch,
-    recipe: Recipe,
-    penalties: Penalties | None,
-    scaling: Scaling,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`forward_backward`, the scaled gradients being summed up over `schedule.accumulate` parts of the batch,
-    so that without batch norm they are those of the whole."""
-    parts = recipe.schedule.accumulate
-    if parts == 1:
-        return forward_backward(network, inputs, batch, recipe, penalties, scaling.backward)
-    found = [
-        forward_backward(
-            network,
-            some,
-            _part(batch, number, parts),
-            recipe,
-            penalties,
-            lambda loss: scaling.backward(loss / parts),
-        )
-        for number, some in enumerate(inputs.chunk(parts))
-    ]
-    losses, added, correct = (torch.stack(values) for values in zip(*found, strict=True))
-    return losses.mean(), added.mean(), correct.sum()
-
-
-def _part(batch: Batch, number: int, parts: int) -> Batch:
-    """Part `number`, counted from 0, of `parts` equal ones; what the batch does not have, it has not."""
-    values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    for name, value in values.items():
-        values[name] = None if value is None else value.chunk(parts)[number]
-    return Batch(**values)
-
-
-def forward_backward(
-    network: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    batch: Batch,
-    recipe: Recipe,
-    penalties: Penalties | None = None,
-    backward: Callable[[Tensor], None] = Tensor.backward,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one batch's loss and penalties, as `backward` makes them of the sum.
-
-    Returns its mean loss, what penalties add to it, and its number correct, scalars on the device. A mixed
-    image has the loss of both its labels, in their shares, and is correct where it is given the label with
-    the larger one.
-    """
-    with autocast(recipe.compute, inputs.device):
-        logits = network(inputs)  # (B, classes)
-    logits = logits.float()
-    smoothing = recipe.loss.label_smoothing
-    labels = batch.labels
-    if batch.others is None or batch.weights is None:
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    else:
-        loss = mix.cross_entropy(logits, labels, batch.others, batch.weights, smoothing)
-        labels = torch.where(batch.weights >= 0.5, labels, batch.others)
-    added = penalties() if penalties is not None else None
-    backward(loss if added is None else loss + added)
-    correct = (logits.detach().argmax(dim=1) == labels).sum()
-    return loss.detach(), torch.zeros_like(loss) if added is None else added.detach(), correct
-
-
-def size_at(sizes: tuple[int, ...], step: int, total_steps: int) -> int:
-    """The side of the training images in step `step`: each of `sizes` gets an equal share of the steps."""
-    return sizes[min(len(sizes) - 1, step * len(sizes) // total_steps)]
 
 
 def seconds_left(planned: Sequence[Span], state: checkpoint.State) -> float:
