@@ -16,6 +16,7 @@ from tinlab.training import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "trials"))
 import faults
+from harmed import blows, work
 from warm import Warm
 
 SEED = 2
@@ -29,29 +30,29 @@ def warm():
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
-    return faults.Ground(tmp_path_factory.mktemp("faults") / "ground")
+    return work.Ground(tmp_path_factory.mktemp("faults") / "ground")
 
 
 @pytest.mark.parametrize("part", ["packing", "training", "clock", "evaluation", "report", "results"])
 def test_killed_at_random_moments(part, ground, warm, tmp_path):
     """Studies, whose trainings take seconds to start, are left to the trial."""
-    tally = faults.kill_at_random_moments(faults.PARTS[part](ground, tmp_path / part), warm, 1, SEED)
+    tally = blows.kill_at_random_moments(work.PARTS[part](ground, tmp_path / part), warm, 1, SEED)
     assert (tally.failures, tally.tried) == ([], 1)
     assert tally.finished >= 1
 
 
 def test_a_pack_that_is_harmed_under_a_training(ground, warm, tmp_path):
-    tally = faults.harm_packs(ground, tmp_path / "here", warm, 2, SEED)
+    tally = blows.harm_packs(ground, tmp_path / "here", warm, 2, SEED)
     assert (tally.failures, tally.tried, tally.finished) == ([], 2, 2)
 
 
 def test_two_commands_at_once(ground, warm, tmp_path):
-    tally = faults.two_at_once(ground, tmp_path / "here", warm, 2, SEED)
+    tally = blows.two_at_once(ground, tmp_path / "here", warm, 2, SEED)
     assert (tally.failures, tally.tried, tally.finished) == ([], 2, 2)
 
 
 def test_every_command_ends_on_a_signal(ground, warm, tmp_path):
-    tally = faults.stop_every_command(ground, tmp_path / "here", warm, 1, SEED, within_seconds=0.1)
+    tally = blows.stop_every_command(ground, tmp_path / "here", warm, 1, SEED, within_seconds=0.1)
     assert tally.failures == []
     assert tally.tried > faults.COMMANDS / 2  # some are done at once
 
@@ -65,7 +66,7 @@ def test_the_trial_knows_every_command(ground, tmp_path):
         for command in group.typer_instance.registered_commands
     }
     registered = {" ".join(filter(None, pair)) for pair in names} | {"results"}
-    assert set(faults.commands(ground, tmp_path, 1)) == registered
+    assert set(blows.commands(ground, tmp_path, 1)) == registered
     assert len(registered) == faults.COMMANDS
 
 
@@ -102,9 +103,9 @@ def test_a_pack_that_is_cut_short_under_a_training_costs_no_checkpoint(ground, w
 
 def test_a_disk_that_fills_up_or_is_read_only(ground, warm, tmp_path):
     try:
-        with faults.small_disk(tmp_path / "disk", 24) as disk:
-            parts = [faults.PARTS[name](ground, disk / name) for name in ("packing", "training")]
-            tally = faults.refuse_to_write(parts, warm, disk, 4, SEED)
+        with blows.small_disk(tmp_path / "disk", 24) as disk:
+            parts = [work.PARTS[name](ground, disk / name) for name in ("packing", "training")]
+            tally = blows.refuse_to_write(parts, warm, disk, 4, SEED)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("mounting is not permitted here")
     assert (tally.failures, tally.tried, tally.finished) == ([], 4, 4)
