@@ -231,7 +231,8 @@ class Forms:
 def forms_of(stated: str | Path | None, folder: Path) -> Forms:
     """The data set `stated`, or the one that `tinlab train` would find, in all its forms, made in `folder`.
 
-    Where there is none, images are rendered. A folder that an earlier call filled is taken as it is.
+    Where there is none, images are rendered. A folder that an earlier call filled is taken as it is, and none
+    is made before the data set is found.
     """
     from tinlab.data.packing import pack
     from tinlab.data.places import find_source
@@ -247,6 +248,7 @@ def forms_of(stated: str | Path | None, folder: Path) -> Forms:
         raise TinlabError(
             f"{source} is a pack; name the data set that it was made from, which peers can read"
         )
+    folder.mkdir(parents=True, exist_ok=True)
     if source is None or (source / "pack.json").is_file():
         source = render(folder / "rendered")
     rendered = (source / MARKER).is_file()
@@ -297,7 +299,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except TinlabError as error:
-        print(error, file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -89,7 +89,6 @@ def main() -> None:
         return
     from tinlab.errors import TinlabError
 
-    (args.out / "forms").mkdir(parents=True, exist_ok=True)
     kept = args.out / "forms" / measuring.FORMS
     forms = measuring.forms_of(args.out / "forms" if kept.is_file() else args.data, args.out / "forms")
     if forms.val is None:
