@@ -116,6 +116,11 @@ def test_unreadable_files_are_named(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(TinlabError, match="not JSON"):
         read_recipe(path)
+    path.write_text('{"name": "\\ud800"}')
+    with pytest.raises(TinlabError, match="not JSON"):
+        read_recipe(path)
+    with pytest.raises(TinlabError, match="half of a character"):
+        changed(find("demo"), ['augment="\\ud800"'])
     with pytest.raises(TinlabError, match="cannot be read"):
         read_recipe(tmp_path / "none.json")
     with pytest.raises(TinlabError, match="there is no recipe 'dmo'; try demo"):

@@ -242,11 +242,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_given_json(path: Path) -> Any:
-    """The JSON value in `path`, which a person wrote or named. Raises TinlabError that says what is wrong."""
+    """The JSON value in `path`, which a person wrote or named. Raises TinlabError that says what is wrong.
+
+    A lone surrogate is refused too: no text that a person wrote has one, and pydantic fails over it.
+    """
     try:
-        return read_json(path)
+        value = read_json(path)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except OSError as error:
         raise TinlabError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        raise TinlabError(f"{path} is not JSON: half of a character stands alone in it") from error
     except ValueError as error:
         raise TinlabError(f"{path} is not JSON: {error}") from error
 

@@ -27,7 +27,8 @@ from tinlab.evaluating import (
 from tinlab.evaluating.comparing import disagreements
 from tinlab.evaluating.evaluation import saw_tune
 from tinlab.evaluation.corruptions import CORRUPTIONS, corrupt
-from tinlab.evaluation.predict import BATCH_SIZE, Predictions, logits_of
+from tinlab.evaluation.logits import Predictions
+from tinlab.evaluation.predict import BATCH_SIZE, logits_of
 from tinlab.evaluation.tta import TTA, view
 from tinlab.files import read_json, write_json
 from tinlab.recipe import changed

@@ -513,7 +513,7 @@ def test_a_state_that_no_training_left(fields, tmp_path):
 
 def test_weights_whose_header_lies(tmp_path):
     from tinlab.classifier import load
-    from tinlab.evaluation.predict import Predictions
+    from tinlab.evaluation.logits import Predictions
 
     place = put(tmp_path, run_files()) / "run" / CHECKPOINT / "model.safetensors"
     whole = place.read_bytes()

@@ -270,6 +270,19 @@ def test_unlabelled_predictions_are_not_judged(run: Path) -> None:
     assert "errors" not in page.sections
 
 
+def test_predictions_of_another_kind_are_refused(run: Path) -> None:
+    path = run / "predictions" / "val.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "logits": tensors["logits"].astype(np.complex64)}, path)
+    with pytest.raises(TinlabError, match=r"val\.safetensors is damaged"):
+        write_report(run)
+
+
+def test_text_that_is_no_unicode_is_shown_as_it_is(run: Path) -> None:
+    _change(run / "recipe.json", lambda v: v.update(augment="\ud800"))
+    assert "\ufffd" in _page(run).text
+
+
 def test_everything_right(run: Path, pack: Pack) -> None:
     tensors = load_file(run / "predictions" / "val.safetensors")
     tensors["logits"] = 50 * np.eye(20, dtype=np.float32)[tensors["labels"]]

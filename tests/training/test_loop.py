@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tinlab import runs
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
+from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.metrics import measure
-from tinlab.evaluation.predict import Predictions
 from tinlab.files import read_json
 from tinlab.recipe import changed
 from tinlab.training import checkpoint, loop

@@ -18,7 +18,7 @@ from torch import nn
 
 from tinlab import ranks, runs
 from tinlab.errors import TinlabError
-from tinlab.evaluation.predict import Predictions
+from tinlab.evaluation.logits import Predictions
 from tinlab.files import write_json
 from tinlab.ranks import Ranks, SyncedBatchNorm, synchronise_batch_norm
 from tinlab.recipe import changed

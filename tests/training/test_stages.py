@@ -14,7 +14,7 @@ from tinlab.augment.policy import Policy
 from tinlab.augment.targeted import Targeted, hardest_classes
 from tinlab.data.batches import Batch, Batches
 from tinlab.errors import TinlabError
-from tinlab.evaluation.predict import Predictions
+from tinlab.evaluation.logits import Predictions
 from tinlab.recipe import Recipe, changed, operations
 from tinlab.training import checkpoint, loop
 from tinlab.training.stages import spans

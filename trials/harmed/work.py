@@ -380,7 +380,7 @@ def _run_is_whole(run: Any) -> int:
     """Read all files of a run; the steps of its last checkpoint. Raises where one cannot be read."""
     from safetensors.torch import load_file
 
-    from tinlab.evaluation.predict import Predictions
+    from tinlab.evaluation.logits import Predictions
     from tinlab.training import checkpoint
 
     for path in (run.path / "predictions").rglob("[!.]*.safetensors"):

@@ -32,8 +32,9 @@ from tinlab.evaluation.ensemble import (
     pairwise_correlation,
     stated,
 )
+from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.metrics import judge, top_k_percent
-from tinlab.evaluation.predict import BATCH_SIZE, Predictions
+from tinlab.evaluation.predict import BATCH_SIZE
 from tinlab.files import read_given_json, write_json
 from tinlab.runs import Run
 from tinlab.training import checkpoint

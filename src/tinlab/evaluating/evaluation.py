@@ -15,8 +15,8 @@ from tinlab.evaluating.corrupted import Robustness, robustness, saved_robustness
 from tinlab.evaluating.saved import measured, predictions_of, saved_predictions
 from tinlab.evaluation.calibration import Calibration, TemperatureScaling, calibrated, temperature_scaling
 from tinlab.evaluation.classes import ClassAccuracy, ConfusedPair, class_accuracies, confused_pairs
+from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.metrics import Metrics, judge, measure
-from tinlab.evaluation.predict import Predictions
 from tinlab.evaluation.scores import Scores, scores
 from tinlab.evaluation.tta import TTA
 from tinlab.runs import Run

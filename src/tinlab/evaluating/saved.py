@@ -16,7 +16,8 @@ from tinlab import runs
 from tinlab.classifier import load
 from tinlab.data.pack import Pack, Split
 from tinlab.errors import TinlabError
-from tinlab.evaluation.predict import Predictions, Progress, predict_split
+from tinlab.evaluation.logits import Predictions
+from tinlab.evaluation.predict import Progress, predict_split
 from tinlab.evaluation.tta import views
 from tinlab.runs import Run
 from tinlab.training import checkpoint

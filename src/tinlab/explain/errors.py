@@ -26,8 +26,8 @@ from tinlab.data.pack import UNLABELLED, Pack, Split
 from tinlab.data.words import short_names
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
+from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.metrics import Confusion, Judged, confusion_pairs, judge
-from tinlab.evaluation.predict import Predictions
 from tinlab.explain.compare import percent
 from tinlab.explain.drawing import Part, Picture, Row, enlarge, gallery, sheet
 from tinlab.runs import Run, open_run

@@ -268,6 +268,8 @@ def parse_recipe(value: Any, origin: str) -> Recipe:
         return Recipe.model_validate(value)
     except ValidationError as error:
         raise TinlabError(f"{origin}: {_first_fault(error, value)}") from error
+    except UnicodeEncodeError as error:
+        raise TinlabError(f"{origin}: half of a character stands alone in it") from error
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from tinlab import models
 from tinlab.errors import TinlabError
 from tinlab.recipe import Recipe
@@ -62,7 +60,7 @@ def with_own_values(recipe: dict[str, Any]) -> dict[str, Any]:
     try:
         read = Recipe.model_validate(recipe)
         resolved = models.find(read.model.name).resolve(read.model).model_dump(mode="json")
-    except (TinlabError, ValidationError):
+    except (TinlabError, ValueError):  # pydantic's own, and text that UTF-8 cannot hold
         return recipe
     model = {name: value for name, value in resolved.items() if value not in (None, [])}
     lines = [line.strip().partition(", ") for operation in read.augment for line in operation.lines()]

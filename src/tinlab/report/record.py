@@ -172,22 +172,10 @@ def _read_predictions(folder: Path, result: dict[str, Any] | None) -> Prediction
     split = next((name for name in wanted if name in found), None)
     if split is None:
         return None
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from tinlab.evaluation.logits import Predictions as Saved
 
-    path = found[split]
-    try:
-        check_regular(path)
-        tensors = load_file(path)
-        logits, labels, indices = tensors["logits"], tensors["labels"], tensors["indices"]
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise TinlabError(f"{path} cannot be read ({error}); predict this split again") from error
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or indices.shape != labels.shape:
-        raise TinlabError(
-            f"{path} has logits {logits.shape}, labels {labels.shape} and indices {indices.shape}, "
-            "which do not fit together; predict this split again"
-        )
-    return Predictions(split, logits, labels.astype(np.int64), indices.astype(np.int64))
+    saved = Saved.load(found[split])
+    return Predictions(split, saved.logits, saved.labels, saved.indices)
 
 
 def _read_classes(path: Path, predictions: Predictions | None) -> tuple[ClassInfo, ...]:
