@@ -31,8 +31,10 @@ def test_ticks_are_round(low: float, high: float, inside: bool, expected: list[f
     assert ticks(low, high, about=5, inside=inside) == pytest.approx(expected)
 
 
-@given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.booleans())
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.booleans())
 @example(0.0, 5e-324, False)
+@example(0.0, -111.6, False)  # a speed that a damaged run states
+@example(1e300, 0.0, False)
 @example(1e6, 1e-9, True)
 def test_ticks_cover_or_stay_inside(low: float, width: float, inside: bool) -> None:
     high = low + width

@@ -315,6 +315,8 @@ class Study(Part):
     def begin(self) -> None:
         super().begin()
         self.finished: dict[str, Any] = {}
+        self.left_behind: list[Any] = []
+        """Trainings that were not killed with the study: they see that it is gone, save and end."""
 
     def words(self) -> list[object]:
         return [
@@ -323,6 +325,19 @@ class Study(Part):
         ]  # fmt: skip
 
     def whole(self) -> None:
+        """Again, where a training that was left behind wrote while its files were read."""
+        import psutil
+
+        writing = [child for child in self.left_behind if child.is_running()]
+        try:
+            self._whole()
+        except Exception:
+            if not writing:
+                raise
+            psutil.wait_procs(writing, timeout=PATIENCE_SECONDS)
+            self._whole()
+
+    def _whole(self) -> None:
         runs = {}
         for run in runs_in(self.folder / "study" / "runs"):
             key = f"{run.recipe.name}-s{run.seed}"
@@ -343,12 +358,15 @@ class Study(Part):
         return rows, [_trained(run) for run in runs]
 
     def victims(self, command: Command, dice: random.Random) -> list[int]:
-        """Every other time its trainings too; otherwise they see that it is gone, save and end."""
+        """Every other time its trainings too."""
         import psutil
 
+        self.left_behind = []
         with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(command.pid).children(recursive=True)
             if dice.random() < 0.5:
-                return [child.pid for child in psutil.Process(command.pid).children(recursive=True)]
+                return [child.pid for child in children]
+            self.left_behind = children
         return []
 
 

@@ -16,6 +16,7 @@ from tinlab.models.dropconnect import add_dropconnect
 from tinlab.models.fits import fits, outline
 from tinlab.models.initialise import initialise
 from tinlab.models.network import Network
+from tinlab.models.strided import avoid_fault
 
 MODELS: dict[str, Network] = {
     **resnet.NETWORKS,
@@ -72,6 +73,7 @@ def build(knobs: recipe.Model, classes: int, *, image_size: int = 64) -> nn.Modu
     """
     network = find(knobs.name, image_size)
     model = network.build(network.resolve(knobs), classes)
+    avoid_fault(model)
     add_dropconnect(model, knobs.dropconnect)
     return model
 

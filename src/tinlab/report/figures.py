@@ -161,8 +161,10 @@ def sorted_bars(percents: Sequence[float], *, label: str) -> str:
 def ticks(low: float, high: float, *, about: int, inside: bool = False) -> list[float]:
     """Round numbers a round step apart that cover low to high, or that lie `inside` of it (epochs and times,
     which are not cut into quarters)."""
+    low, high = min(low, high), max(low, high)
     if not high - low > 1e-9 * max(abs(low), abs(high), 1e-3):  # flat, but for rounding
-        low, high = (low - 0.5, high + 0.5) if not inside else (0.0, max(high, 1.0))
+        margin = max(0.5, 1e-3 * abs(high))
+        low, high = (low - margin, high + margin) if not inside else (0.0, max(high, 1.0))
     rough = (high - low) / about
     scale = 10 ** math.floor(math.log10(rough))
     step = next(
