@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from warm import PATIENCE_SECONDS, Warm
+from warm import PATIENCE_SECONDS, Command, Warm
 
 from harmed.work import (
     Evaluation,
@@ -68,6 +68,13 @@ def undisturbed(part: Part, warm: Warm) -> Undisturbed:
     return Undisturbed(seconds, part.result(command), files_in(part.folder))
 
 
+def ended_alike(part: Part, command: Command, wanted: Undisturbed) -> None:
+    """Raise AssertionError where `command` left another result or other files than the undisturbed one."""
+    same(part.result(command), wanted.result)
+    found = files_in(part.folder)
+    assert found == wanted.files, f"left behind {found - wanted.files}, missing {wanted.files - found}"
+
+
 def kill_at_random_moments(part: Part, warm: Warm, kills: int, seed: int) -> Tally:
     """Kill the part's command `kills` times, and let it end by itself again and again."""
     dice, tally = random.Random(f"{part.name} {seed}"), Tally()
@@ -104,11 +111,7 @@ def kill_at_random_moments(part: Part, warm: Warm, kills: int, seed: int) -> Tal
                 part.whole()
             assert command.code in part.done_codes, f"code {command.code}: {command.said[-2000:]}"
             assert "Traceback" not in command.said, command.said[-2000:]
-            same(part.result(command), wanted.result)
-            found = files_in(part.folder)
-            assert found == wanted.files, (
-                f"left behind {found - wanted.files}, missing {wanted.files - found}"
-            )
+            ended_alike(part, command, wanted)
             tally.finished += 1
         except Exception as error:
             tally.note(f"{part.name}, killed after {moments} s: {type(error).__name__}: {error}")
@@ -144,9 +147,7 @@ def kill_workers(part: OnRay, warm: Warm, kills: int, seed: int) -> Tally:
                 tally.tried += 1
             code = command.wait(PATIENCE_SECONDS)
             assert code == 0, f"code {code}: {command.said[-2000:]}"
-            same(part.result(command), expected.result)
-            found = files_in(part.folder)
-            assert found == expected.files, f"left behind {found - expected.files}"
+            ended_alike(part, command, expected)
             tally.finished += 1
         except Exception as error:
             tally.note(f"a worker of Ray, killed after step {steps}: {type(error).__name__}: {error}")
@@ -262,9 +263,7 @@ def two_at_once(ground: Ground, folder: Path, warm: Warm, times: int, seed: int)
                 assert _is_a_sentence((first, second)[codes.index(2)].said, "another process|already"), told
             part.whole()
             done = (first, second)[codes.index(0)]
-            same(part.result(done), wanted.result)
-            found = files_in(part.folder)
-            assert found == wanted.files, f"left behind {found - wanted.files}"
+            ended_alike(part, done, wanted)
             tally.finished += 1
         except Exception as error:
             tally.note(f"{part.name}, twice at once: {type(error).__name__}: {error}")
@@ -432,9 +431,7 @@ def refuse_to_write(parts: Sequence[Part], warm: Warm, disk: Path, times: int, s
             command = warm.start(part.words(), part.folder, part.changes)
             code = command.wait(PATIENCE_SECONDS)
             assert code in part.done_codes, f"with room again code {code}: {command.said[-2000:]}"
-            same(part.result(command), expected[key].result)
-            found = files_in(part.folder)
-            assert found == expected[key].files, f"left behind {found - expected[key].files}"
+            ended_alike(part, command, expected[key])
             tally.finished += 1
         except Exception as error:
             tally.note(f"{part.name} on a disk that refuses: {type(error).__name__}: {error}")

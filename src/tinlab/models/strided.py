@@ -1,9 +1,9 @@
 """A way around a fault of oneDNN, which computes convolutions on CPUs.
 
 The gradient of the weights of a 1x1 convolution with a stride, of fewer than 16 channels, is written past the
-end of its workspace (uxlfoundation/oneDNN, issue 6035; torch 2.11 to 2.14 have it). Whether the process then
-dies or goes on depends on the batch and the threads: two threads and an odd batch are enough. Narrow residual
-networks have such a convolution on their first shortcuts.
+end of its workspace: seen with torch 2.13, and told of 2.14 in issue 6035 of uxlfoundation/oneDNN. Whether the
+process then dies or goes on depends on the batch and the threads: two threads and three images are enough.
+Narrow residual networks have such a convolution on their first shortcuts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SAFE_CHANNELS = 16
-"""oneDNN's block of channels with AVX-512; with AVX2 it is 8."""
+"""oneDNN's block of channels with AVX-512; with AVX2, which that issue names too, it is 8."""
 
 
 class StridedConvolution(nn.Conv2d):

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tinlab.data.pack import UNLABELLED, ClassInfo
 from tinlab.errors import TinlabError
+from tinlab.evaluation import logits
 from tinlab.files import check_regular, read_json
 
 
@@ -37,13 +36,10 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """`logits` float32 (N, C), `labels` int64 (N,), `indices` int64 (N,): rows in the pack's split."""
+class Predictions(logits.Predictions):
+    """The saved logits of `split`."""
 
     split: str
-    logits: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
 
     @property
     def labelled(self) -> bool:
@@ -172,10 +168,7 @@ def _read_predictions(folder: Path, result: dict[str, Any] | None) -> Prediction
     split = next((name for name in wanted if name in found), None)
     if split is None:
         return None
-    from tinlab.evaluation.logits import Predictions as Saved
-
-    saved = Saved.load(found[split])
-    return Predictions(split, saved.logits, saved.labels, saved.indices)
+    return Predictions(split=split, **vars(logits.Predictions.load(found[split])))
 
 
 def _read_classes(path: Path, predictions: Predictions | None) -> tuple[ClassInfo, ...]:
