@@ -1,8 +1,8 @@
 """A way around a fault of oneDNN, which computes convolutions on CPUs.
 
 The gradient of the weights of a 1x1 convolution with a stride, of fewer than 16 channels, is written past the
-end of its workspace: seen with torch 2.13, and told of 2.14 in issue 6035 of uxlfoundation/oneDNN. Whether the
-process then dies or goes on depends on the batch and the threads: two threads and three images are enough.
+end of its workspace: seen with torch 2.13, and told of 2.14 in issue 6035 of uxlfoundation/oneDNN. Whether
+the process then dies or goes on depends on the batch and the threads: two threads and three images do.
 Narrow residual networks have such a convolution on their first shortcuts.
 """
 
