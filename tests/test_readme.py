@@ -33,7 +33,7 @@ def test_what_the_tree_names_is_there():
 def test_what_is_there_is_in_the_tree():
     places = [
         *(ROOT / "src/tinlab").rglob("*"),
-        *(ROOT / "benchmarks").glob("*.*"),
+        *(ROOT / "benchmarks").rglob("*.*"),
         *(ROOT / "trials").rglob("*.py"),
     ]
     files = {

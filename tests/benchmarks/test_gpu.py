@@ -17,7 +17,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import device  # noqa: E402
 import fast  # noqa: E402
 import gpu  # noqa: E402
-from gpu import Job, Start, State, next_start  # noqa: E402
+from planned import driver, plan, summary, work  # noqa: E402
+from planned import jobs as job_list  # noqa: E402
+from planned.plan import Job, Start, State, next_start  # noqa: E402
 
 from tinlab import recipes  # noqa: E402
 from tinlab.recipe import changed  # noqa: E402
@@ -76,7 +78,7 @@ def test_trainings_that_took_longer_than_expected_make_the_others_longer():
 def test_a_training_longer_than_a_call_is_begun_and_gone_on_with_in_pieces():
     jobs = [training("huge", 2000)]
     assert chosen(jobs, left=500) == Start(jobs[0])
-    assert chosen(jobs, left=gpu.PIECE_SECONDS - 1) is None
+    assert chosen(jobs, left=plan.PIECE_SECONDS - 1) is None
     state = State({"huge": {"status": "paused", "share": 0.9}})
     assert chosen(jobs, state, left=100) == Start(jobs[0])
 
@@ -86,12 +88,12 @@ def test_one_that_would_fit_into_a_whole_call_is_not_begun_in_the_rest_of_one():
 
 
 def test_best_is_shortened_to_what_is_left_and_stays_so():
-    best = training("best", gpu.START_SECONDS + 1000, shortens=True, alone=True)
-    assert chosen([best], left=gpu.START_SECONDS + 255) == Start(best, 0.25)
+    best = training("best", plan.START_SECONDS + 1000, shortens=True, alone=True)
+    assert chosen([best], left=plan.START_SECONDS + 255) == Start(best, 0.25)
     assert chosen([best], left=5000, every=6000) == Start(best, 1.0)
     state = State({"best": {"status": "paused", "fraction": 0.25, "share": 0.5}})
     assert chosen([best], state, left=5000) == Start(best, 0.25)
-    assert chosen([best], left=gpu.PIECE_SECONDS - 1) is None
+    assert chosen([best], left=plan.PIECE_SECONDS - 1) is None
 
 
 def test_a_job_that_failed_is_tried_once_more():
@@ -104,14 +106,14 @@ def test_a_job_that_failed_is_tried_once_more():
     ("fraction", "down"), [(0.256, 0.25), (0.0567, 0.056), (0.0004, 0), (-1, 0), (1.7, 1.0), (0.999, 0.99)]
 )
 def test_lengths_are_rounded_down(fraction, down):
-    assert gpu.rounded_down(fraction) == down
+    assert plan.rounded_down(fraction) == down
     if down:
         assert recipes.shortened(RECIPE, down).name.startswith("sun_vanilla")
 
 
 @pytest.fixture(scope="module")
 def all_jobs():
-    return gpu.trainings([])
+    return job_list.trainings([])
 
 
 def test_the_list_holds_every_row_that_can_be_trained_here_once(all_jobs):
@@ -129,21 +131,21 @@ def test_the_list_holds_every_row_that_can_be_trained_here_once(all_jobs):
 def test_published_rows_are_left_out(all_jobs, monkeypatch):
     first = all_jobs[0]
     line = {"recipe_digest": first.recipe.digest, "seed": "0", "split": "val"}
-    monkeypatch.setattr(gpu, "FIRST_ROWS", ("sun_vanilla", "sun_improved"))
-    assert gpu.trainings([line])[0].id == "sun_improved-s0"
-    assert gpu.trainings([{**line, "split": "tune"}])[0].id == "sun_vanilla-s0"
-    assert gpu.trainings([{**line, "seed": "1"}])[0].id == "sun_vanilla-s0"
+    monkeypatch.setattr(job_list, "FIRST_ROWS", ("sun_vanilla", "sun_improved"))
+    assert job_list.trainings([line])[0].id == "sun_improved-s0"
+    assert job_list.trainings([{**line, "split": "tune"}])[0].id == "sun_vanilla-s0"
+    assert job_list.trainings([{**line, "seed": "1"}])[0].id == "sun_vanilla-s0"
 
 
 def test_a_longer_training_is_expected_to_take_longer():
     short, long = RECIPE, changed(RECIPE, ["schedule.steps=30000"])
-    seconds = [gpu.expected_seconds(recipe) - gpu.START_SECONDS for recipe in (short, long)]
+    seconds = [plan.expected_seconds(recipe) - plan.START_SECONDS for recipe in (short, long)]
     assert seconds[1] == pytest.approx(2 * seconds[0])
     assert 60 < seconds[0] < 600
     job = Job("a", None, RECIPE)
-    assert gpu.expected(job) == ""
-    assert job.expected_seconds == seconds[0] + gpu.START_SECONDS
-    assert gpu.expected(job) == f"({job.expected_seconds:.0f})"
+    assert summary.expected(job) == ""
+    assert job.expected_seconds == seconds[0] + plan.START_SECONDS
+    assert summary.expected(job) == f"({job.expected_seconds:.0f})"
 
 
 def test_the_way_to_train_is_the_simplest_unless_another_is_clearly_faster():
@@ -171,8 +173,8 @@ def test_seconds_to_an_accuracy():
 def test_weights_are_cut_into_pieces_that_join_again(tiny_recipe, shapes_pack, tmp_path, monkeypatch):
     recipe = changed(tiny_recipe, ["schedule.steps=2", "optimizer.ema_decay=0.9"])
     run = loop.train(recipe, shapes_pack, tmp_path / "runs", device="cpu")
-    monkeypatch.setattr(gpu, "PIECE_BYTES", 50_000)
-    pieces = gpu.write_halves(run.path, tmp_path / "weights")
+    monkeypatch.setattr(work, "PIECE_BYTES", 50_000)
+    pieces = work.write_halves(run.path, tmp_path / "weights")
     assert len(pieces) > 1
     assert max(piece.stat().st_size for piece in pieces) == 50_000
     joined = load(b"".join(piece.read_bytes() for piece in sorted((tmp_path / "weights").iterdir())))
@@ -221,7 +223,7 @@ def test_all_of_it_in_small(shapes_pack, tmp_path, monkeypatch, capsys):
     assert "rendered" in state["sun_vanilla-s0"]["note"]  # its row would not be of real images
     assert [path.name for path in (out / "weights").iterdir()] == ["best_resnet18-tiny-s0.safetensors.00"]
     monkeypatch.setattr(sys, "argv", ["gpu.py", *words[:-1]])
-    monkeypatch.setattr(gpu.Lane, "start", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(driver.Lane, "start", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(gpu, "trainings", lambda published: small_list())
     assert gpu.main() == 0
     assert "sun_vanilla-s0" in capsys.readouterr().out

@@ -9,8 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinlab.data import shapes
-from tinlab.data.shapes import MOST_CLASSES, SHAPES, TEXTURES, catalogue, draw, render
+from tinlab.data.shapes import (
+    MOST_CLASSES,
+    SHAPES,
+    TEXTURES,
+    catalogue,
+    draw,
+    outlines,
+    picture,
+    render,
+    surfaces,
+    tables,
+)
+from tinlab.data.shapes.dice import Dice
+from tinlab.data.shapes.folder import jpeg
 from tinlab.errors import TinlabError
 
 SMALL = {"classes": 3, "train_per_class": 5, "val_per_class": 2, "test_images": 4, "workers": 1}
@@ -127,7 +139,7 @@ def test_two_in_a_hundred_are_grey_files() -> None:
     assert (spread[drawn.grey] == 0).all()
     assert (spread[~drawn.grey] > 0).all()
     for n in (np.argmax(drawn.grey), np.argmin(drawn.grey)):
-        with Image.open(io.BytesIO(shapes._jpeg(drawn.images[n], bool(drawn.grey[n])))) as file:
+        with Image.open(io.BytesIO(jpeg(drawn.images[n], bool(drawn.grey[n])))) as file:
             assert file.mode == ("L" if drawn.grey[n] else "RGB")
 
 
@@ -168,8 +180,8 @@ def test_the_colours_of_a_class_vary_and_overlap_with_those_of_another() -> None
 
 @pytest.mark.parametrize("number", range(len(SHAPES)), ids=[name for name, _ in SHAPES])
 def test_every_shape_is_a_body_with_a_true_distance_around_it(number: int) -> None:
-    ticks = np.linspace(-shapes._REACH, shapes._REACH, shapes._TABLE)
-    distance = shapes._distances().reshape(len(SHAPES), shapes._TABLE, shapes._TABLE)[number]
+    ticks = np.linspace(-outlines.REACH, outlines.REACH, outlines.TABLE)
+    distance = outlines.distances().reshape(len(SHAPES), outlines.TABLE, outlines.TABLE)[number]
     inside = distance < 0
     assert 0.08 < inside.mean() < 0.4
     # Nothing touches the table's edge, where the distance must be wide enough for the softest shadow.
@@ -178,8 +190,8 @@ def test_every_shape_is_a_body_with_a_true_distance_around_it(number: int) -> No
     # Measured another way: the distance from a node outside to the nearest node inside.
     x, y = np.meshgrid(ticks, ticks)
     nodes = np.stack([x[inside], y[inside]], 1)
-    for row in range(4, shapes._TABLE, 24):
-        for column in range(4, shapes._TABLE, 24):
+    for row in range(4, outlines.TABLE, 24):
+        for column in range(4, outlines.TABLE, 24):
             if not inside[row, column]:
                 true = np.hypot(nodes[:, 0] - ticks[column], nodes[:, 1] - ticks[row]).min()
                 # Unions and cuts of bodies underestimate it a little in their hollows, never more than this.
@@ -187,7 +199,7 @@ def test_every_shape_is_a_body_with_a_true_distance_around_it(number: int) -> No
 
 
 def test_all_shapes_differ() -> None:
-    inside = (shapes._distances() < 0).reshape(len(SHAPES), -1)
+    inside = (outlines.distances() < 0).reshape(len(SHAPES), -1)
     for a in range(len(SHAPES)):
         for b in range(a):
             union, both = (inside[a] | inside[b]).sum(), (inside[a] & inside[b]).sum()
@@ -197,9 +209,9 @@ def test_all_shapes_differ() -> None:
 def test_textures_differ_and_stay_within_their_two_colours() -> None:
     axis = np.linspace(-1, 1, 64, dtype=np.float32)
     u, v = (np.ascontiguousarray(c)[None] for c in np.meshgrid(axis, axis))
-    dice = shapes._Dice(np.array([3], np.uint64))
-    weave = shapes._throw_weave(dice, np.zeros(1, int), (8, 8), np.full(1, 32.0, np.float32))
-    patterns = [shapes._one_texture(name, weave, u, v) for name in TEXTURES]
+    dice = Dice(np.array([3], np.uint64))
+    weave = surfaces.throw_weave(dice, np.zeros(1, int), (8, 8), np.full(1, 32.0, np.float32))
+    patterns = [surfaces.one_texture(name, weave, u, v) for name in TEXTURES]
     for name, pattern in zip(TEXTURES, patterns, strict=True):
         assert pattern.shape == (1, 64, 64)
         assert pattern.min() >= 0
@@ -214,7 +226,7 @@ def test_reading_between_nodes_is_linear() -> None:
     flat = np.arange(12, dtype=np.float32).reshape(3, 4) ** 2
     column = np.array([[[0.0, 0.5, 2.25]]], np.float32)
     row = np.array([[[0.0, 1.0, 0.75]]], np.float32)
-    found = shapes._read(flat.ravel(), 4, np.zeros((1, 1, 1), np.float32), column, row)
+    found = tables.read(flat.ravel(), 4, np.zeros((1, 1, 1), np.float32), column, row)
     corner = 0.25 * (0.75 * flat[0, 2] + 0.25 * flat[0, 3]) + 0.75 * (0.75 * flat[1, 2] + 0.25 * flat[1, 3])
     assert found.ravel() == pytest.approx([flat[0, 0], (flat[1, 0] + flat[1, 1]) / 2, corner])
 
@@ -222,7 +234,7 @@ def test_reading_between_nodes_is_linear() -> None:
 def test_oklch_gives_known_colours() -> None:
     # The coordinates of pure red, white and black, from Ottosson's definition of the space.
     light, chroma, hue = np.array([0.62796, 1, 0]), np.array([0.25768, 0, 0]), np.array([29.234, 0, 0])
-    found = shapes._oklch(light, chroma, hue)
+    found = surfaces.oklch(light, chroma, hue)
     assert found == pytest.approx(np.array([[1, 0, 0], [1, 1, 1], [0, 0, 0]]), abs=0.01)
 
 
@@ -230,7 +242,7 @@ def test_boxes_bound_what_is_covered() -> None:
     covered = np.zeros((2, 64, 64), bool)
     covered[0, 5:9, 20] = True
     covered[1] = True
-    assert shapes._boxes(covered).tolist() == [[20, 5, 20, 8], [0, 0, 63, 63]]
+    assert picture.boxes_of(covered).tolist() == [[20, 5, 20, 8], [0, 0, 63, 63]]
 
 
 def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
