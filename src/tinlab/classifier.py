@@ -85,7 +85,7 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
 def _at(opened: Run, last: Path, chosen: torch.device) -> Classifier:
     """The classifier of run `opened` at its checkpoint `last`."""
     compute = opened.recipe.compute
-    size = opened.preprocessing.image_size
+    size = opened.preprocessing.network_size
     state = checkpoint.read_state(last)
     recipe = opened.recipe.phase(state.stage)
     model = models.build(recipe.model, len(opened.classes), image_size=size)

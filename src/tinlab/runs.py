@@ -40,12 +40,18 @@ from tinlab.recipe import Recipe, read_recipe
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to an image before the network: resized to `image_size`, scaled to 0..1, minus `mean`,
-    over `std`."""
+    """What happens to an image before the network: a square of `image_size` pixels a side, as packs hold it,
+    resized to `measured_size` where that is another, scaled to 0..1, minus `mean`, over `std`."""
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    measured_size: int | None = None
+
+    @property
+    def network_size(self) -> int:
+        """Pixels a side of what the network sees."""
+        return self.measured_size or self.image_size
 
 
 @dataclass(frozen=True)
@@ -140,17 +146,21 @@ def open_run(path: str | Path) -> Run:
         about = read_json(path / "run.json")
         classes = read_json(path / "classes.json")
         shown = about["preprocessing"]
-        if not 1 <= int(shown["image_size"]) <= LARGEST_SIZE or not classes:
-            raise ValueError(f"images of {shown['image_size']} pixels a side, and {len(classes)} classes")
+        size, measured = int(shown["image_size"]), shown.get("measured_size")
+        if measured is not None:
+            measured = int(measured)
+        for pixels in (size, *([] if measured is None else [measured])):
+            if not 1 <= pixels <= LARGEST_SIZE:
+                raise ValueError(f"images of {pixels} pixels a side")
+        if not classes:
+            raise ValueError("no classes")
         return Run(
             path=path,
             recipe=read_recipe(path / "recipe.json"),
             seed=int(about["seed"]),
             pack=str(about["pack"]),
             pack_digest=str(about["pack_digest"]),
-            preprocessing=Preprocessing(
-                int(shown["image_size"]), triple(shown["mean"]), triple(shown["std"])
-            ),
+            preprocessing=Preprocessing(size, triple(shown["mean"]), triple(shown["std"]), measured),
             classes=tuple(ClassInfo(str(c["id"]), str(c["words"])) for c in classes),
             started_at=str(about["started_at"]),
             launch=about.get("launch"),

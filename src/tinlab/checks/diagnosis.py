@@ -130,7 +130,7 @@ def look_at(run: Run, pack: Pack, device_name: str) -> Look:
     first = Batches(split, np.arange(len(split)), recipe.schedule.batch_size, run.seed, device).at(0)
     # As the loop does it, so that these are the weights that it began with.
     torch.manual_seed(run.seed)
-    model = models.build(recipe.model, len(run.classes), image_size=shown.image_size)
+    model = models.build(recipe.model, len(run.classes), image_size=shown.network_size)
     models.begin(model, recipe.model, Policy((), mean, std, run.seed).normalise(first.images))
     model = place(model, recipe.compute, device)
     began = [p.detach().clone() for p in model.parameters()]

@@ -124,7 +124,7 @@ def overfit(
     labels = len(np.unique(split.labels[rows]))
     if labels < 2:
         raise TinlabError(f"the {images} images have one label, which teaches nothing; give more --images")
-    size = pack.info.image_size
+    size = loop.network_size(recipe, pack)
     bare, switched_off = without_regularisation(recipe, size)
     bare, set_too = _for_the_check(bare, images, steps, size)
     recorder = _Stopper(watch)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tinlab.augment.geometry import resized
 from tinlab.augment.policy import Policy
 from tinlab.compute import autocast
 from tinlab.data.pack import Split
@@ -101,6 +102,9 @@ def forward(model: nn.Module, preprocessing: Preprocessing, images: Tensor, comp
 
 
 def normalised(preprocessing: Preprocessing, images: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) of the stored size -> the network's input, float32 (B, 3, H, W)."""
+    """uint8 (B, H, W, 3) of the stored size -> the network's input, float32 (B, 3, size, size)."""
+    size = preprocessing.network_size
+    if size != images.shape[1]:
+        images = resized(images, size)
     mean, std = (torch.tensor(v, device=images.device) for v in (preprocessing.mean, preprocessing.std))
     return Policy((), mean, std, seed=0).normalise(images)

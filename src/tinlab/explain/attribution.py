@@ -314,6 +314,15 @@ METHODS: dict[str, Method] = {
 """Name -> how to compute its maps, and how to read them."""
 
 
+def at_size(maps: Tensor, side: int) -> Tensor:
+    """Maps (B, H, W) or (B, 3, H, W) with `side` pixels a side, for images larger or smaller than what the
+    network sees."""
+    if maps.shape[-1] == side:
+        return maps
+    planes = maps.reshape(len(maps), -1, *maps.shape[-2:])
+    return F.interpolate(planes, size=(side, side), mode="bilinear").view(*maps.shape[:-2], side, side)
+
+
 def find_methods(names: Iterable[str]) -> dict[str, Method]:
     """The methods called `names`. Raises TinlabError for an unknown one, or none."""
     import difflib

@@ -17,7 +17,7 @@ from tinlab.data.pack import UNLABELLED, ClassInfo, Pack, Split
 from tinlab.data.words import find_class, short_names
 from tinlab.errors import TinlabError
 from tinlab.evaluation.predict import normalised
-from tinlab.explain.attribution import METHODS, find_methods
+from tinlab.explain.attribution import METHODS, at_size, find_methods
 from tinlab.explain.drawing import Part, Picture, Row, enlarge, shade, sheet
 
 Target = Literal["true", "predicted"]
@@ -51,7 +51,8 @@ class Explanation:
 
 
 def inputs_of(classifier: Classifier, images: Sequence[np.ndarray | Path]) -> tuple[np.ndarray, Tensor]:
-    """The images as the network gets them, uint8 (B, size, size, 3) and float32 (B, 3, size, size).
+    """The images as packs hold them, uint8 (B, H, W, 3), and as the network gets them, float32 (B, 3, size,
+    size).
 
     Raises TinlabError for what is no image.
     """
@@ -135,7 +136,8 @@ def explain(
     refusals: dict[str, str] = {}
     for name, method in wanted.items():
         try:
-            maps[name] = method.attribute(classifier.model, inputs, torch.tensor(targets)).numpy()
+            of_inputs = method.attribute(classifier.model, inputs, torch.tensor(targets))
+            maps[name] = at_size(of_inputs, arrays.shape[1]).numpy()
         except TinlabError as error:
             refusals[name] = str(error)
     names = short_names(classifier.classes)

@@ -97,7 +97,7 @@ def exciting_images(
         raise TinlabError(f"top is {top} and images {images}; give 1 or more of each")
     if by not in ("max", "mean"):
         raise TinlabError(f"by is '{by}'; give max or mean")
-    side = classifier.run.preprocessing.image_size
+    side = classifier.run.preprocessing.network_size
     place = feature_map(classifier.model, side, layer)
     _check_channels(filters, place)
     wanted = torch.tensor(list(filters))
@@ -205,12 +205,12 @@ def filters_sheet(
     units = sorted(dice.permutation(len(classifier.classes))[:classes].tolist())
     slices = "of each the slice for the input channel on which it weighs most"
     parts = [
-        _filters_part("First convolution", first_filters, model, shown.image_size),
-        _filters_part("Last convolution", last_filters, model, shown.image_size, slices),
+        _filters_part("First convolution", first_filters, model, shown.network_size),
+        _filters_part("Last convolution", last_filters, model, shown.network_size, slices),
         _made_part(classifier, units, seed),
     ]
     if split is not None:
-        place = feature_map(model, shown.image_size, layer)
+        place = feature_map(model, shown.network_size, layer)
         drawn = sorted(dice.permutation(place.channels)[:channels].tolist())
         found = exciting_images(
             classifier, split, drawn, layer=layer, by=by, top=top, images=images, progress=progress
@@ -239,7 +239,7 @@ def filters_sheet(
 def _made_part(classifier: Classifier, units: Sequence[int], seed: int) -> Part:
     shown, names = classifier.run.preprocessing, short_names(classifier.classes)
     made = exciting_input(
-        classifier.model, units, side=shown.image_size, mean=shown.mean, std=shown.std, seed=seed
+        classifier.model, units, side=shown.network_size, mean=shown.mean, std=shown.std, seed=seed
     )
     rows = gallery([enlarge(picture, smooth=True) for picture in made], [names[unit] for unit in units])
     note = f"{STEPS} steps up the gradient from noise, with jitter, decay and blur: no photographs."

@@ -163,7 +163,7 @@ def on_b(recipe: Recipe, images_per_class: int, weights: str | None, fraction: f
                 update={
                     "images_per_class": images_per_class,
                     "images": None,
-                    "image_sizes": (pack.info.image_size,),
+                    "image_sizes": (loop.network_size(recipe, pack),),
                 }
             ),
             "model": recipe.model.model_copy(update={"weights": weights}),

@@ -76,8 +76,11 @@ class Data(Knobs):
     """Values are scaled to 0..1; then the training images' channel means are subtracted; then divided by
     their standard deviations."""
     image_sizes: Annotated[tuple[ImageSize, ...], Field(min_length=1)] = (64,)
-    """Side of the training images in pixels, each for an equal share of the steps. Measuring is always done
-    at the pack's own size."""
+    """Side of the training images in pixels, each for an equal share of the steps."""
+    measured_size: ImageSize | None = None
+    """Side in pixels of what the finished network sees, wherever it is measured, explained, exported or
+    served: images are resized to it; None: the pack's own. A network is best at a size near those that it was
+    trained on last (Touvron et al. 2019, "Fixing the train-test resolution discrepancy")."""
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -228,7 +231,8 @@ class Recipe(Knobs):
         value = self.model_dump(mode="json", exclude={"stages", "paper", "provenance"})
         for path, item in self.stages[number].changes.items():
             fixed = ("name", "summary", "paper", "provenance", "stages", "compute")
-            if path.split(".")[0] in fixed or path in ("data.train_split", "data.normalise"):
+            of_data = ("data.train_split", "data.normalise", "data.measured_size")  # a run has one of each
+            if path.split(".")[0] in fixed or path in of_data:
                 raise TinlabError(f"{path} is the same in all stages; change it in the recipe")
             _assign(value, path, item, "changes")
         return parse_recipe(value, "changes")

@@ -136,7 +136,7 @@ def word(one: Chosen) -> str:
 def filter_sheet(classifier: Classifier) -> FilterSheet:
     """The first convolution's filters as one picture, clear between them, so that it fits a light page and a
     dark one. Raises TinlabError where that convolution does not look at colours."""
-    found = first_filters(classifier.model, classifier.run.preprocessing.image_size)
+    found = first_filters(classifier.model, classifier.run.preprocessing.network_size)
     tall, wide = found.tiles.shape[1:3]
     scale = max(1, 42 // max(tall, wide))
     columns = 16 if len(found.tiles) > 32 else 8
@@ -169,7 +169,7 @@ def pruning(record: RunRecord, classifier: Classifier) -> Pruning | None:
 def _fewer_channels(classifier: Classifier, stage: int) -> Pruning:
     run = classifier.run
     knobs = run.recipe.phase(stage).model
-    whole = outline(lambda: models.build(knobs, len(run.classes), image_size=run.preprocessing.image_size))
+    whole = outline(lambda: models.build(knobs, len(run.classes), image_size=run.preprocessing.network_size))
     sizes, now = structure_of(whole), structure_of(classifier.model)
     counted = [
         (name, size["out_channels"], now[name]["out_channels"])

@@ -54,7 +54,7 @@ class ModelInfo(BaseModel):
     network: str = Field(examples=["resnet18"])
     parameters: int = Field(examples=[11279112])
     classes: int = Field(examples=[200])
-    image_size: int = Field(description="Pixels a side of what the model sees.", examples=[64])
+    image_size: int = Field(description="Pixels a side of what an image is made into.", examples=[64])
     val_top1_percent: float | None = Field(description="Of the finished run; null where not known.")
 
 

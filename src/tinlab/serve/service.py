@@ -130,7 +130,8 @@ def _explaining(one: Classifier, method: Method) -> Callable[[list[Piece]], list
         likeliest = probabilities.argmax(dim=1).tolist()
         targets = [likeliest[i] if target is None else target for i, (_, target) in enumerate(pieces)]
         inputs = one.inputs(images)
-        maps = method(one.model, inputs, torch.tensor(targets, device=inputs.device))  # (B, size, size)
+        maps = method(one.model, inputs, torch.tensor(targets, device=inputs.device))
+        maps = attribution.at_size(maps, images.shape[1])  # (B, size, size)
         return [
             Explanation(map.numpy(), target, float(row[target]))
             for map, target, row in zip(maps.detach().float().cpu(), targets, probabilities, strict=True)

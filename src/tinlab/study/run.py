@@ -108,7 +108,7 @@ def check(recipes: Iterable[Recipe], settings: Settings, device: str | None) -> 
     one sentence at once, rather than in a row for each run later."""
     from tinlab import models
     from tinlab.compute import resolve_device
-    from tinlab.training.loop import recipe_fits
+    from tinlab.training.loop import network_size, recipe_fits
 
     if device is not None:
         resolve_device(device)
@@ -116,7 +116,7 @@ def check(recipes: Iterable[Recipe], settings: Settings, device: str | None) -> 
     for recipe in recipes:
         try:
             recipe_fits(recipe, pack)
-            models.check_weights(recipe.model, len(pack.info.classes), image_size=pack.info.image_size)
+            models.check_weights(recipe.model, len(pack.info.classes), image_size=network_size(recipe, pack))
         except TinlabError as error:
             raise TinlabError(f"{recipe.name}: {error}") from error
 

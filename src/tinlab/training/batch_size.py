@@ -187,7 +187,7 @@ class _Steps:
         mean, std = (torch.tensor(values, device=device) for values in (shown.mean, shown.std))
         self._policy = Policy(recipe.augment, mean, std, 0)
         torch.manual_seed(0)
-        built = models.build(recipe.model, len(pack.info.classes), image_size=shown.image_size)
+        built = models.build(recipe.model, len(pack.info.classes), image_size=shown.network_size)
         self._model = place(built, recipe.compute, device).train()
         knobs = recipe.optimizer
         self._updater = optimizer.build(knobs, self._model)

@@ -127,7 +127,9 @@ def train(
     ends_at = None if stop_after_seconds is None else time.perf_counter() + stop_after_seconds
     recipe_fits(recipe, pack)
     # What is missing is told before there is a run.
-    models.check_weights(recipe.phases[0].model, len(pack.info.classes), image_size=pack.info.image_size)
+    models.check_weights(
+        recipe.phases[0].model, len(pack.info.classes), image_size=network_size(recipe, pack)
+    )
     pack.split(final_split)
     if first_here():
         pack.verify_once()
@@ -533,7 +535,7 @@ class _Job:
             self.peak.read(),
             self.device,
             classes=len(self.run.classes),
-            image_size=self.run.preprocessing.image_size,
+            image_size=self.run.preprocessing.network_size,
             run=self.run.path,
             saved=checkpoint.latest(self.run.path) is not None,
         )
@@ -569,7 +571,12 @@ def preprocessing(recipe: Recipe, pack: Pack) -> Preprocessing:
     if recipe.data.normalise != "mean_std":
         std = np.ones(3)
     std = np.maximum(std, 1e-3)  # a channel that never changes
-    return Preprocessing(pack.info.image_size, triple(mean), triple(std))
+    return Preprocessing(pack.info.image_size, triple(mean), triple(std), recipe.data.measured_size)
+
+
+def network_size(recipe: Recipe, pack: Pack) -> int:
+    """Pixels a side of what the network sees where it is measured."""
+    return recipe.data.measured_size or pack.info.image_size
 
 
 def recipe_fits(recipe: Recipe, pack: Pack) -> None:
@@ -577,7 +584,7 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
     needed = {"val", "train", "tune"}
     if missing := sorted(needed - set(pack.splits)):
         raise TinlabError(f"{pack.path} has no split '{missing[0]}', which training needs; pack again")
-    classes, size = len(pack.info.classes), pack.info.image_size
+    classes, size = len(pack.info.classes), network_size(recipe, pack)
     for number, phase in enumerate(recipe.phases):
         models.check(phase.model, classes, image_size=size, train_sizes=phase.data.image_sizes)
         sketch = models.sketch(phase.model, classes, image_size=size)

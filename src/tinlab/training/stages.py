@@ -158,10 +158,10 @@ class Setup:
         )
 
         torch.manual_seed(seed if span.number == 0 else seed_for_step(seed, span.first_step))
-        build = partial(models.build, recipe.model, len(run.classes), image_size=shown.image_size)
+        build = partial(models.build, recipe.model, len(run.classes), image_size=shown.network_size)
         model = build()
         if state.structure is not None:
-            smaller(model, state.structure, image_size=shown.image_size)
+            smaller(model, state.structure, image_size=shown.network_size)
         prune = None if span.stage is None or last is not None else span.stage.prune
         if last is None and left is None:
             loaded = models.begin(model, recipe.model, plain.normalise(self.batches.at(0).images))
@@ -175,9 +175,9 @@ class Setup:
                 model,
                 prune.share,
                 scope=prune.scope,
-                classifier=models.find(recipe.model.name, shown.image_size).classifier,
+                classifier=models.find(recipe.model.name, shown.network_size).classifier,
                 leave=prune.keep,
-                image_size=shown.image_size,
+                image_size=shown.network_size,
                 field=f"stages.{span.number}.prune.keep",
             )
             state.structure = cut.structure
