@@ -154,7 +154,8 @@ def probe(forms: measuring.Forms, steps: int, words: Sequence[str]) -> list[obje
 
 
 def expected_minutes(recipe: Any, forms: measuring.Forms) -> float:
-    """What the training steps of `recipe` take here, by the speed of its network at each size of images."""
+    """What the training steps of `recipe` take here, by the speed of its network and of its optimizer at each
+    size of images."""
     import torch
 
     from tinlab.data.pack import Pack
@@ -168,7 +169,7 @@ def expected_minutes(recipe: Any, forms: measuring.Forms) -> float:
         for size in set(sizes):
             speed = images_per_second(
                 of.model, len(pack.info.classes), size, device=torch.device("cpu"), compute=of.compute,
-                batch_size=of.schedule.batch_size,
+                trained_by=of.optimizer, batch_size=of.schedule.batch_size,
             )  # fmt: skip
             seconds += sizes.count(size) / len(sizes) * images / speed
     print(f"{recipe.name}: {seconds / 60:.1f} minutes of training expected")

@@ -61,6 +61,14 @@ def test_a_command_and_its_options_exist(line):
             assert word in shown.stdout
 
 
+def test_speeds_are_those_of_the_page_that_the_benchmarks_write():
+    table = README.split("## How fast")[1].split("## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "what" not in line]
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8").splitlines()
+    assert rows
+    assert [row for row in rows if not any(line.startswith(row) for line in page)] == []
+
+
 def test_make_knows_the_targets():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make (\w+)", README + (ROOT / "CONTRIBUTING.md").read_text())):

@@ -105,6 +105,7 @@ def row_of(run: str | Path) -> dict[str, Any]:
     low, high = measured.top1_interval_percent
     row = {
         **{name: result[name] for name in COLUMNS if name in result},
+        "top1_percent": round(result["top1_percent"], 2),
         "top5_percent": round(result["top5_percent"], 2),
         "loss": round(result["loss"], 4),
         "train_top1_percent": round(train_top1_percent(opened.metrics()), 2),

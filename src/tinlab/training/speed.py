@@ -21,11 +21,12 @@ def images_per_second(
     *,
     device: torch.device,
     compute: recipe.Compute | None = None,
+    trained_by: recipe.Optimizer | None = None,
     batch_size: int = 128,
     seconds: float = 3.0,
 ) -> float:
-    """Images a second in training steps of SGD with momentum on one batch of random values, at least two of
-    them and for about `seconds`, after one that is not counted.
+    """Images a second in training steps on one batch of random values, at least two of them and for about
+    `seconds`, after one that is not counted. `trained_by`: by default SGD with momentum.
 
     Raises TinlabError where the weights alone need more memory than there is.
     """
@@ -38,7 +39,7 @@ def images_per_second(
         )
     torch.manual_seed(0)
     model = place(models.build(knobs, classes, image_size=image_size), compute, device)
-    updater = optimizer.build(recipe.Optimizer(peak_lr=1e-3), model)
+    updater = optimizer.build(trained_by or recipe.Optimizer(peak_lr=1e-3), model)
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
     if compute.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
