@@ -1,6 +1,6 @@
 """Images a second of one trained network's ways to run: eager PyTorch, compiled, ONNX Runtime, and int8.
 
-By default the network of `fast_cpu` (ResNet-18 of width 48 behind a 3x3/2 stem, 64x64 pixels, 200 classes)
+By default a narrow ResNet-18 (width 48 behind a 3x3/2 stem, 64x64 pixels, 200 classes)
 with drawn weights on drawn images: neither changes the speed. `--run` takes a run's network and its val
 images. All ways take uint8 images and give logits, use `--threads` threads, and run in turn in one process;
 the numbers are medians of `--rounds` rounds. Ratios are to eager PyTorch in float32 at the same batch size.

@@ -51,7 +51,7 @@ class Preprocessing:
     @property
     def network_size(self) -> int:
         """Pixels a side of what the network sees."""
-        return self.measured_size or self.image_size
+        return self.image_size if self.measured_size is None else self.measured_size
 
 
 @dataclass(frozen=True)
@@ -146,21 +146,23 @@ def open_run(path: str | Path) -> Run:
         about = read_json(path / "run.json")
         classes = read_json(path / "classes.json")
         shown = about["preprocessing"]
-        size, measured = int(shown["image_size"]), shown.get("measured_size")
-        if measured is not None:
-            measured = int(measured)
-        for pixels in (size, *([] if measured is None else [measured])):
-            if not 1 <= pixels <= LARGEST_SIZE:
-                raise ValueError(f"images of {pixels} pixels a side")
-        if not classes:
-            raise ValueError("no classes")
+        measured = shown.get("measured_size")
+        preprocessing = Preprocessing(
+            int(shown["image_size"]),
+            triple(shown["mean"]),
+            triple(shown["std"]),
+            None if measured is None else int(measured),
+        )
+        sizes = preprocessing.image_size, preprocessing.network_size
+        if not 1 <= min(sizes) <= max(sizes) <= LARGEST_SIZE or not classes:
+            raise ValueError(f"images of {sizes[0]} or {sizes[1]} pixels a side, and {len(classes)} classes")
         return Run(
             path=path,
             recipe=read_recipe(path / "recipe.json"),
             seed=int(about["seed"]),
             pack=str(about["pack"]),
             pack_digest=str(about["pack_digest"]),
-            preprocessing=Preprocessing(size, triple(shown["mean"]), triple(shown["std"]), measured),
+            preprocessing=preprocessing,
             classes=tuple(ClassInfo(str(c["id"]), str(c["words"])) for c in classes),
             started_at=str(about["started_at"]),
             launch=about.get("launch"),

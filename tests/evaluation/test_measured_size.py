@@ -16,6 +16,7 @@ from tinlab.export import load_onnx
 from tinlab.export.exporting import export_run
 from tinlab.recipe import changed
 from tinlab.runs import open_run
+from tinlab.serve.service import METHODS, _explaining
 from tinlab.training import loop
 
 SIZE = 40
@@ -83,9 +84,15 @@ def test_maps_lie_on_the_images_as_they_are_stored(run, shapes_pack):
         assert {picture.shape for picture in found.pictures.values()} == {(64, 64, 3)}
 
 
+def test_so_do_the_servers_maps(run, shapes_pack):
+    image = np.array(shapes_pack.split("val").images[0])
+    (made,) = _explaining(load(run.path, "cpu"), METHODS["grad_cam"])([(image, None)])
+    assert made.map.shape == (64, 64)
+
+
 def test_a_size_that_the_network_cannot_take_is_refused_before_training(tiny_recipe, shapes_pack, tmp_path):
     recipe = changed(tiny_recipe, ["model.name=vgg16", "model.width=null", "model.stem=null"])
-    with pytest.raises(TinlabError, match="8"):
+    with pytest.raises(TinlabError, match="8x8"):
         loop.train(changed(recipe, ["data.measured_size=8"]), shapes_pack, tmp_path, device="cpu")
     assert list(tmp_path.iterdir()) == []
 

@@ -169,13 +169,6 @@ def resample(
     return x.view(batch, size, size, channels).transpose(1, 2).contiguous()
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """Whole images, antialiased: (B, H, W, 3) -> float32 (B, size, size, 3), in the same range."""
-    batch, height, width, _ = images.shape
-    first = torch.zeros(batch, device=images.device)
-    return resample(images, (first, first + height), (first, first + width), size)
-
-
 def _weights(
     start: Tensor, end: Tensor, inputs: int, outputs: int, fill: str | None, interpolation: str
 ) -> Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinlab.augment.geometry import resized
 from tinlab.augment.policy import Policy
 from tinlab.compute import autocast
 from tinlab.data.pack import Split
@@ -103,8 +103,13 @@ def forward(model: nn.Module, preprocessing: Preprocessing, images: Tensor, comp
 
 def normalised(preprocessing: Preprocessing, images: Tensor) -> Tensor:
     """uint8 (B, H, W, 3) of the stored size -> the network's input, float32 (B, 3, size, size)."""
-    size = preprocessing.network_size
-    if size != images.shape[1]:
-        images = resized(images, size)
     mean, std = (torch.tensor(v, device=images.device) for v in (preprocessing.mean, preprocessing.std))
-    return Policy((), mean, std, seed=0).normalise(images)
+    return at_network_size(preprocessing, Policy((), mean, std, seed=0).normalise(images))
+
+
+def at_network_size(preprocessing: Preprocessing, x: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, size, size), as the network sees it: antialiased, as training's crops are."""
+    size = preprocessing.network_size
+    if x.shape[2] == size:
+        return x
+    return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)

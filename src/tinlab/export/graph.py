@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinlab import __version__
 from tinlab.data.pack import ClassInfo
 from tinlab.errors import TinlabError
+from tinlab.evaluation.predict import at_network_size
 from tinlab.export.libraries import library, quiet
 from tinlab.export.runtime import INPUT, LOGITS, PROBABILITIES
 from tinlab.runs import Preprocessing
@@ -33,13 +33,11 @@ class WithPreprocessing(nn.Module):
         self.shift: Tensor
         self.register_buffer("scale", (1 / (255 * std)).float()[:, None, None])
         self.register_buffer("shift", (-mean / std).float()[:, None, None])
-        self.size = preprocessing.network_size
+        self.preprocessing = preprocessing
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = images.permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, H, W)
-        if self.size != x.shape[2]:
-            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
-        logits = self.model(x * self.scale + self.shift)  # (B, C)
+        logits = self.model(at_network_size(self.preprocessing, x * self.scale + self.shift))  # (B, C)
         return logits, logits.softmax(dim=1)
 
 

@@ -54,7 +54,7 @@ def fits(name: str, build: Callable[[], nn.Module], sizes: Iterable[int], classe
             except REFUSALS as error:
                 raise TinlabError(
                     f"model.name: {name} cannot take {size}x{size} images ({reason(error)}); "
-                    "take another network or other data.image_sizes"
+                    "take another network, other data.image_sizes or another data.measured_size"
                 ) from error
         if not isinstance(logits, Tensor):
             raise TinlabError(

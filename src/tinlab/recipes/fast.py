@@ -24,7 +24,7 @@ def fast_cpu() -> Recipe:
 
     Most of the steps are taken on small images, where a step costs a quarter, and the last ones at 56
     pixels, which is what val is resized to: measured at 64 the same network loses 8 points. Width 32 takes
-    less than half of width 48's time an image on AVX-512, and in so few minutes the narrower network is the
+    about half of width 48's time an image on AVX-512, and in so few minutes the narrower network is the
     better one. Muon makes more of each step than SGD; its products of matrices take as long for any batch,
     so the batch is 256. LOG.md has what was tried. No shortcut passes over activations, every block starts
     as the identity, weights alone are decayed, and the rate falls linearly to zero.

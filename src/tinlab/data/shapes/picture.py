@@ -11,7 +11,7 @@ from tinlab.data.shapes.catalogue import PALETTES, SHAPES, TEXTURES, catalogue
 from tinlab.data.shapes.dice import Dice, mix
 from tinlab.data.shapes.outlines import REACH, TABLE, distances
 from tinlab.data.shapes.surfaces import Weave, oklch, texture_at, throw_paint, throw_weave
-from tinlab.data.shapes.tables import grain, read, wide
+from tinlab.data.shapes.tables import Columns, grain, read, wide
 
 SIZE = 64
 """Of every picture, in pixels a side."""
@@ -47,7 +47,7 @@ def draw(split: str, classes: np.ndarray, indices: np.ndarray, *, seed: int = 0)
 
 
 @dataclass(frozen=True)
-class _Pose:
+class _Pose(Columns):
     """Where sprites lie: pixel = centre + radius * (rotation, shear, mirror, perspective of the shape).
 
     All (B,) float32; `cx`, `cy`, `radius` in pixels, `tilt_x`, `tilt_y` the change of depth a pixel.
@@ -59,9 +59,6 @@ class _Pose:
     matrix: np.ndarray
     tilt_x: np.ndarray
     tilt_y: np.ndarray
-
-    def rows(self, rows: np.ndarray) -> _Pose:
-        return _Pose(*(values[rows] for values in vars(self).values()))
 
     def unproject(self, shift_x: np.ndarray, shift_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The shape's coordinates of every pixel, with the sprite moved by a shift in pixels."""
@@ -110,7 +107,7 @@ def _throw_pose(dice: Dice, radius: tuple[float, float], spread: float) -> _Pose
 
 
 @dataclass(frozen=True)
-class _Light:
+class _Light(Columns):
     """One light a picture, all (B,): a direction towards it, and how far and how dark shadows fall."""
 
     x: np.ndarray
@@ -118,9 +115,6 @@ class _Light:
     reach: np.ndarray
     softness: np.ndarray
     darkness: np.ndarray
-
-    def rows(self, rows: np.ndarray) -> _Light:
-        return _Light(*(values[rows] for values in vars(self).values()))
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import numpy as np
 
 from tinlab.data.shapes.catalogue import PALETTES, TEXTURES
 from tinlab.data.shapes.dice import Dice
-from tinlab.data.shapes.tables import HILLS, clouds, read, wide
+from tinlab.data.shapes.tables import HILLS, Columns, clouds, read, wide
 
 
 @dataclass(frozen=True)
-class Weave:
+class Weave(Columns):
     """How a texture lies on its surface, all (B,): `period` in pixels, `scale` in periods a unit length."""
 
     kind: np.ndarray
@@ -24,9 +24,6 @@ class Weave:
     phase_p: np.ndarray
     phase_q: np.ndarray
     spokes: np.ndarray
-
-    def rows(self, rows: np.ndarray) -> Weave:
-        return Weave(*(values[rows] for values in vars(self).values()))
 
 
 def throw_weave(

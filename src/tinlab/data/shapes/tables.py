@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Self
 
 import numpy as np
 
@@ -58,3 +59,11 @@ def read(table: np.ndarray, width: int, start: np.ndarray, column: np.ndarray, r
 
 def wide(values: np.ndarray) -> np.ndarray:
     return values[:, None, None]  # (B, 1, 1)
+
+
+class Columns:
+    """For a dataclass of arrays, one value or matrix an image each: (B, …)."""
+
+    def rows(self, rows: np.ndarray) -> Self:
+        """Those of some of the images."""
+        return type(self)(*(values[rows] for values in vars(self).values()))
