@@ -146,13 +146,9 @@ def open_run(path: str | Path) -> Run:
         about = read_json(path / "run.json")
         classes = read_json(path / "classes.json")
         shown = about["preprocessing"]
+        size, mean, std = int(shown["image_size"]), triple(shown["mean"]), triple(shown["std"])
         measured = shown.get("measured_size")
-        preprocessing = Preprocessing(
-            int(shown["image_size"]),
-            triple(shown["mean"]),
-            triple(shown["std"]),
-            None if measured is None else int(measured),
-        )
+        preprocessing = Preprocessing(size, mean, std, None if measured is None else int(measured))
         sizes = preprocessing.image_size, preprocessing.network_size
         if not 1 <= min(sizes) <= max(sizes) <= LARGEST_SIZE or not classes:
             raise ValueError(f"images of {sizes[0]} or {sizes[1]} pixels a side, and {len(classes)} classes")

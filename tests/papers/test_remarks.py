@@ -8,12 +8,19 @@ from tinlab.errors import TinlabError
 from tinlab.papers import page
 from tinlab.papers.found import found_of, gain, words
 from tinlab.papers.registry import every_row, recipe_called, study_recipes
-from tinlab.papers.remarks import Remark, missing, read_remarks, remarks_file, shown
+from tinlab.papers.remarks import Remark, Shown, missing, paragraph, read_remarks, remarks_file, shown
 from tinlab.results import results_file
 
 
 def said(text, lines, measures=None, **more):
-    return shown(Remark("yu_vgg", text, **more), lines, measures or {})
+    found = shown(Remark("yu_vgg", text, **more), lines, measures or {})
+    return None if found is None else paragraph([found])
+
+
+def test_a_share_is_said_once_for_all_that_have_it():
+    share = "(All at 0.1 of each training's length.)"
+    some = [Shown("One.", 0.1), Shown("Two.", 0.1), Shown("Three."), Shown("Four.", 0.1)]
+    assert paragraph(some) == f"One. Two. {share} Three. Four. {share}"
 
 
 def toml(tmp_path, text):

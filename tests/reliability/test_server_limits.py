@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import select
+import socket
 import threading
 import time
 
@@ -21,6 +23,7 @@ from tinlab.serve import server as serving
 from tinlab.serve.api import build
 from tinlab.serve.batcher import Job
 from tinlab.serve.form import Form, Upload
+from tinlab.serve.linger import LINGER_SECONDS
 from tinlab.serve.samples import find_samples
 from tinlab.serve.service import Service
 from tinlab.training import loop
@@ -90,6 +93,45 @@ def test_a_failure_is_noticed():
     assert made_input(7) == made_input(7)
     assert strangers.is_whole(classify(b"x"))
     assert not strangers.is_whole(classify(b"x")[:-1])
+
+
+JUNK = b"zq7 " * 100_000
+CHUNKED = {"Transfer-Encoding": "chunked", "Content-Type": "multipart/form-data; boundary=x"}
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (request("POST", "/classify", JUNK), 400),  # a broken form
+        (request("POST", "/classify", JUNK, {"Origin": "http://evil.example"}), 403),
+        (request("POST", "/nothing", JUNK), 404),
+        (request("POST", "/classify", 3 * JUNK), 413),
+        (request("POST", "/classify", JUNK, {"Content-Type": "application/json"}), 415),
+        (request("POST", "/classify", b"", CHUNKED) + b"no length" + JUNK, 400),  # broken HTTP
+    ],
+    ids=["form", "origin", "path", "size", "kind", "chunks"],
+)
+def test_an_answer_before_the_end_of_the_body_arrives(started, data, status):
+    """A client that is refused while it sends meets no closed connection, and reads the whole answer."""
+    place = started(Limits(max_bytes=1 << 20))
+    with socket.create_connection(place, timeout=10) as client:
+        client.sendall(data[: len(data) // 2])
+        assert select.select([client], [], [], 10)[0], "nothing is answered"
+        for at in range(len(data) // 2, len(data), 1 << 14):
+            client.sendall(data[at : at + (1 << 14)])
+            time.sleep(0.005)
+        got = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    answer = strangers.parsed(got, 0)
+    assert answer.status == status
+    assert strangers.faults(answer, data) == []
+
+
+def test_who_never_sends_the_rest_is_not_waited_for(started):
+    """The answer is there at once, and the connection ends after LINGER_SECONDS."""
+    began = time.monotonic()
+    answer = asyncio.run(ask(started(), request("POST", "/nothing", JUNK)[:200_000]))
+    assert (answer.status, strangers.faults(answer, b"")) == (404, [])
+    assert time.monotonic() - began < LINGER_SECONDS + 5
 
 
 def test_no_request_reaches_the_disk(started, tmp_path):

@@ -11,7 +11,7 @@ from tinlab.papers.measures import measures_file, read_measures
 from tinlab.papers.page import shown_value
 from tinlab.papers.pictures import pictures
 from tinlab.papers.registry import REMEDY_ROWS, Row
-from tinlab.papers.remarks import read_remarks, remarks_file, shown
+from tinlab.papers.remarks import paragraph, read_remarks, remarks_file, shown
 from tinlab.recipe import Recipe
 from tinlab.results import read_results
 
@@ -49,8 +49,8 @@ def what_helps_page(results: Path) -> str:
         parts.append(ABOUT[row.id] + _table(row, lines))
         if row.id in drawn:
             parts.append(f"\n![{drawn[row.id].words}](../{drawn[row.id].place})\n")
-        texts = [shown(remark, lines, measures) for remark in remarks if remark.row == row.id]
-        parts += [f"\n{text}\n" for text in texts if text is not None]
+        found = [shown(remark, lines, measures) for remark in remarks if remark.row == row.id]
+        parts += [f"\n{paragraph([one])}\n" for one in found if one is not None]
     return "".join(parts)
 
 

@@ -11,7 +11,7 @@ from tinlab.papers.length import row_minutes, shown_minutes
 from tinlab.papers.measures import PICTURE, measures_file, read_measures
 from tinlab.papers.pictures import TRANSFER, Picture, pictures
 from tinlab.papers.registry import PAPERS, REMEDY_ROWS, Row, row
-from tinlab.papers.remarks import Remark, missing, read_remarks, remarks_file, shown
+from tinlab.papers.remarks import Remark, Shown, missing, paragraph, read_remarks, remarks_file, shown
 from tinlab.papers.transfer import (
     STARTS,
     of_one_network,
@@ -100,17 +100,17 @@ def _figures(rows: Sequence[Row], drawn: Mapping[str, Picture]) -> list[str]:
     return [f"\n![{drawn[one.id].words}]({drawn[one.id].place})\n" for one in rows if one.id in drawn]
 
 
-def _remarks(rows: Sequence[Row], remarks: Sequence[tuple[Remark, str]]) -> list[str]:
+def _remarks(rows: Sequence[Row], remarks: Sequence[tuple[Remark, Shown]]) -> list[str]:
     """The remarks on `rows` that answer no open question, in the rows' order."""
     return [
-        f"\n**{one.id}.** {' '.join(found)}\n"
+        f"\n**{one.id}.** {paragraph(found)}\n"
         for one in rows
         if (found := [text for remark, text in remarks if remark.row == one.id and not remark.question])
     ]
 
 
 def _open_questions(
-    every: Sequence[Remark], remarks: Sequence[tuple[Remark, str]], lines: Sequence[Line]
+    every: Sequence[Remark], remarks: Sequence[tuple[Remark, Shown]], lines: Sequence[Line]
 ) -> str:
     """What the papers left open, and what the numbers say about it."""
     questions = list(dict.fromkeys(remark.question for remark in every if remark.question))
@@ -122,8 +122,8 @@ def _open_questions(
         if not texts:
             first = next(remark for remark in every if remark.question == question)
             todo = "; ".join(how_to_run(row(name)) for name in missing(first, lines))
-            texts = [f"Not answered yet; to run: {todo or 'the same share of each length'}."]
-        parts.append(f"\n**{question}** {' '.join(texts)}\n")
+            texts = [Shown(f"Not answered yet; to run: {todo or 'the same share of each length'}.")]
+        parts.append(f"\n**{question}** {paragraph(texts)}\n")
     return "".join(parts)
 
 

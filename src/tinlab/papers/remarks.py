@@ -22,6 +22,7 @@ left open.
 from __future__ import annotations
 
 import ast
+import itertools
 import operator
 import re
 import tomllib
@@ -114,8 +115,16 @@ def _check(remark: Remark) -> None:
         subject.check(name)
 
 
-def shown(remark: Remark, lines: Sequence[Line], measures: Mapping[str, Sequence[Line]]) -> str | None:
-    """The remark's text with its numbers, or None where something is not measured or `when` does not hold."""
+@dataclass(frozen=True)
+class Shown:
+    """A remark with its numbers, all of them measured at `share` of each training's length."""
+
+    text: str
+    share: float = 1.0
+
+
+def shown(remark: Remark, lines: Sequence[Line], measures: Mapping[str, Sequence[Line]]) -> Shown | None:
+    """The remark with its numbers, or None where something is not measured or `when` does not hold."""
     share = 1.0
     if measured := _measured(remark):
         common = set.intersection(*(subject.shares(lines) for subject in measured))
@@ -129,8 +138,17 @@ def shown(remark: Remark, lines: Sequence[Line], measures: Mapping[str, Sequence
         text = HOLE.sub(lambda hole: numbers.words(hole[1], hole[2]), remark.text)
     except _NotMeasured:
         return None
-    text = " ".join(text.split())
-    return text if share == 1 else f"{text} (All at {share:g} of each training's length.)"
+    return Shown(" ".join(text.split()), share)
+
+
+def paragraph(remarks: Sequence[Shown]) -> str:
+    """The remarks one after the other; a share of the length is stated once after all that have it."""
+    parts = []
+    for share, group in itertools.groupby(remarks, key=lambda one: one.share):
+        parts += [one.text for one in group]
+        if share != 1:
+            parts.append(f"(All at {share:g} of each training's length.)")
+    return " ".join(parts)
 
 
 def missing(remark: Remark, lines: Sequence[Line]) -> list[str]:

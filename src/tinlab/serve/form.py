@@ -18,9 +18,6 @@ MAX_FIELD_BYTES = 1000
 MAX_NAME = 80
 """Characters of a file's name that are said back."""
 BUSY = "The server is busy; try again in a second."
-LINGER_SECONDS = 1.0
-"""How long the rest of a body that is refused is read and dropped: a client that is still sending would
-otherwise meet a closed connection, and never the answer."""
 
 
 @dataclass(frozen=True)
@@ -90,29 +87,16 @@ async def _limited(request: Request, held: Held, mine: list[int]) -> AsyncGenera
     limits = held.limits
     too_large = f"A request may have at most {limits.max_bytes:,} bytes."
     declared = request.headers.get("content-length", "")
-    stream = request.stream()
     if declared.isdecimal() and int(declared) > limits.max_bytes:
-        await _drop(stream)
         raise _closing(413, too_large)
-    async for chunk in stream:
+    async for chunk in request.stream():
         mine[0] += len(chunk)
         held.bytes += len(chunk)
         if mine[0] > limits.max_bytes:
-            await _drop(stream)
             raise _closing(413, too_large)
         if held.bytes > limits.max_held_bytes:
-            await _drop(stream)
             raise busy(Connection="close")
         yield chunk
-
-
-async def _drop(stream: AsyncGenerator[bytes, None]) -> None:
-    try:
-        async with asyncio.timeout(LINGER_SECONDS):
-            async for _ in stream:
-                pass
-    except TimeoutError:
-        pass
 
 
 def busy(**headers: str) -> HTTPException:

@@ -24,6 +24,7 @@ from tinlab.serve.api import build
 from tinlab.serve.form import BUSY
 from tinlab.serve.guard import HEADER_BYTES, SECURITY_HEADERS
 from tinlab.serve.limits import Limits
+from tinlab.serve.linger import LINGER_SECONDS, Lingering
 from tinlab.serve.samples import find_samples
 from tinlab.serve.service import Service, load
 
@@ -56,6 +57,8 @@ class Protocol(H11Protocol):
 
     _waits: tuple[str | None, Any] = (None, None)
     _timer: asyncio.TimerHandle | None = None
+    _left = False
+    """Nothing more is answered on this connection, and what still comes is dropped."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -65,6 +68,8 @@ class Protocol(H11Protocol):
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
+        if self._left:
+            return
         crowded = len(self.connections) > self.max_connections
         if crowded:
             at_work = sum(isinstance(c, Protocol) and c._waits[0] is None for c in self.connections)
@@ -97,7 +102,14 @@ class Protocol(H11Protocol):
             }  # fmt: skip
             lines = ["HTTP/1.1 400 Bad Request", *(f"{name}: {value}" for name, value in headers.items())]
             self.transport.write("\r\n".join([*lines, "", body]).encode())
-        self.transport.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        """End the server's side, and the client's as soon as that has sent what it had to."""
+        self._left = True
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def waits_for(self) -> str | None:
         """What the client has yet to do: `read` an answer, send a `body` or a `head`; None while it waits."""
@@ -149,6 +161,7 @@ class Protocol(H11Protocol):
         self.transport.abort()
 
 
+@Lingering
 async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
     headers = {"Retry-After": "1", "Connection": "close", **SECURITY_HEADERS}
     await JSONResponse({"detail": BUSY}, 503, headers)(scope, receive, send)
@@ -207,7 +220,7 @@ def configuration(app: Any, limits: Limits) -> uvicorn.Config:
         logging.getLogger(library).setLevel(logging.CRITICAL)
     limited = type("Protocol", (Protocol,), {"max_connections": limits.max_connections})
     return uvicorn.Config(
-        app,
+        Lingering(app),
         loop="asyncio",
         http=limited,
         backlog=BACKLOG,
