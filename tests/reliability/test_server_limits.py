@@ -1,4 +1,4 @@
-"""What trials/server.py tries at length, in a second each: strangers' bytes, too much, too slow, too many."""
+"""What the trials of the server try at length, in a second each: strange bytes, too much, too slow, too many."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import socket
 import threading
 import time
 
+import crowds
 import pytest
+import served
 import server as trial
 import strangers
 from starlette.testclient import TestClient
@@ -43,7 +45,7 @@ def started(one):
 
         def start(limits=None, model=one):
             service = start.service = Service({"one": model}, limits)
-            return stack.enter_context(trial.in_thread(service, find_samples([one])))
+            return stack.enter_context(served.in_thread(service, find_samples([one])))
 
         yield start
 
@@ -259,7 +261,7 @@ def test_overload_is_refused_and_passes(started, one):
 
 
 def test_real_overload_passes(started):
-    tally = trial.overload(
+    tally = crowds.overload(
         started(Limits(max_batch=2, max_queue=24, max_files=16)), seconds=0.5, clients=8, images=16
     )
     assert tally.wrong == {}
@@ -316,7 +318,7 @@ def test_pixels_of_a_request_are_limited_together(one):
 def test_slow_clients_are_cut_off(started, monkeypatch):
     monkeypatch.setattr(serving, "HEADER_SECONDS", 0.5)
     monkeypatch.setattr(serving, "READ_SECONDS", 0.5)
-    tally = trial.slow(started(Limits(timeout_seconds=0.5)), clients=1, within=15)
+    tally = crowds.slow(started(Limits(timeout_seconds=0.5)), clients=1, within=15)
     assert tally.wrong == {}
     assert tally.tried == 3
 
@@ -324,7 +326,7 @@ def test_slow_clients_are_cut_off(started, monkeypatch):
 def test_silent_connections_make_room(started, monkeypatch):
     """Five times as many as there may be."""
     monkeypatch.setattr(serving, "YOUNG_SECONDS", 0)
-    tally = trial.connections(started(Limits(max_connections=40)), count=200, asked=5)
+    tally = crowds.connections(started(Limits(max_connections=40)), count=200, asked=5)
     assert tally.wrong == {}
     kept = int(tally.note.split()[0])
     assert 30 <= kept <= 40
@@ -383,9 +385,9 @@ def test_files_that_may_not_be_opened_are_said():
 def test_nothing_of_a_request_is_kept(one):
     """After sound, broken and abandoned requests there is no body, form, image or piece of work left."""
     service = Service({"one": one}, Limits(max_bytes=1 << 20))
-    with trial.in_thread(service, find_samples([one])) as place:
+    with served.in_thread(service, find_samples([one])) as place:
         for number in range(30):
-            data, expected = trial.steady(number)
+            data, expected = crowds.steady(number)
             answer = asyncio.run(ask(place, data, linger=5.0 if None not in expected else 0.05))
             assert answer.status in expected, number
         asyncio.run(ask(place, request("POST", "/explain", multipart(("image", "a", encoded(0, "PNG"))))))
