@@ -1,4 +1,4 @@
-"""What the trials of the server try, in a second each: strange bytes, too much, too slow, too many clients."""
+"""What the trials of the server try, in a second each: strange bytes, too much, too slow, too many."""
 
 from __future__ import annotations
 
