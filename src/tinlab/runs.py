@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ class Preprocessing:
     def network_size(self) -> int:
         """Pixels a side of what the network sees."""
         return self.image_size if self.measured_size is None else self.measured_size
+
+    def at(self, size: int) -> Preprocessing:
+        """The same, but resized to `size` pixels a side."""
+        return replace(self, measured_size=size)
 
 
 @dataclass(frozen=True)

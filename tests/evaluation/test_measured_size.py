@@ -28,11 +28,11 @@ def run(tiny_recipe, shapes_pack, tmp_path_factory):
     return loop.train(recipe, shapes_pack, tmp_path_factory.mktemp("runs"), device="cpu")
 
 
-def by_hand(run, images):
+def by_hand(run, images, size=SIZE):
     """Logits by torch's own antialiased resize."""
     shown = run.preprocessing
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    x = F.interpolate(x, size=(SIZE, SIZE), mode="bilinear", antialias=True) / 255
+    x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True) / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (shown.mean, shown.std))
     with torch.inference_mode():
         return load(run.path, "cpu").model((x - mean) / std).numpy()
@@ -50,6 +50,32 @@ def test_val_is_measured_at_that_size(run, shapes_pack):
     assert np.allclose(found, by_hand(run, images), atol=1e-3)
     top1 = 100 * (found.argmax(1) == shapes_pack.split("val").labels).mean()
     assert run.result["top1_percent"] == pytest.approx(top1)
+
+
+class Enough(Exception):
+    pass
+
+
+def test_while_images_grow_the_curve_is_measured_at_the_size_in_training(tiny_recipe, shapes_pack, tmp_path):
+    growing = ["data.image_sizes=[16,24]", f"data.measured_size={SIZE}", "compute.precision=fp32"]
+    every_4_steps = "evaluate_every_epochs=0.6"
+
+    def until_5(progress):
+        if progress.step == 5:
+            raise Enough
+
+    with pytest.raises(Enough):
+        recipe = changed(tiny_recipe, [*growing, every_4_steps])
+        loop.train(recipe, shapes_pack, tmp_path, device="cpu", checkpoint_seconds=0, watch=until_5)
+    (stopped,) = tmp_path.iterdir()
+    held_out = shapes_pack.split("tune")
+    logits = by_hand(open_run(stopped), np.array(held_out.images), size=16)  # by the weights of step 4
+    run = loop.resume(stopped, device="cpu", pack=shapes_pack)
+    points = [p for p in run.metrics() if p["kind"] == "eval"]
+    assert [(p["step"], p["image_size"]) for p in points] == [(4, 16), (8, SIZE), (12, SIZE)]
+    losses = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(np.array(held_out.labels)).long())
+    assert points[0]["loss"] == pytest.approx(losses.item(), rel=1e-4)
+    assert points[-1]["top1_percent"] == run.result["top1_percent"]
 
 
 def test_it_is_another_size_than_the_packs(run, shapes_pack, tiny_recipe, tmp_path):

@@ -76,7 +76,8 @@ class Data(Knobs):
     """Values are scaled to 0..1; then the training images' channel means are subtracted; then divided by
     their standard deviations."""
     image_sizes: Annotated[tuple[ImageSize, ...], Field(min_length=1)] = (64,)
-    """Side of the training images in pixels, each for an equal share of the steps."""
+    """Side of the training images in pixels, each for an equal share of the steps. Until the last one the
+    held-out curve is measured at the size in training."""
     measured_size: ImageSize | None = None
     """Side in pixels of what the finished network sees, wherever it is measured, explained, exported or
     served: images are resized to it; None: the pack's own. A network is best at a size near those that it was

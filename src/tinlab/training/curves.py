@@ -183,8 +183,8 @@ def train_point(state: State, place: Place, rate: float, size: int) -> dict[str,
     }
 
 
-def eval_point(state: State, place: Place, split: str, measured: Metrics) -> dict[str, Any]:
-    """A point of a held-out split's curve."""
+def eval_point(state: State, place: Place, split: str, measured: Metrics, image_size: int) -> dict[str, Any]:
+    """A point of a held-out split's curve, measured at `image_size` pixels a side."""
     return {
         "kind": "eval",
         "split": split,
@@ -192,6 +192,7 @@ def eval_point(state: State, place: Place, split: str, measured: Metrics) -> dic
         "loss": measured.loss,
         "top1_percent": measured.top1_percent,
         "top5_percent": measured.top5_percent,
+        "image_size": image_size,
         "train_seconds": round(state.train_seconds, 3),
         "elapsed_seconds": round(state.elapsed_seconds, 3),
     }

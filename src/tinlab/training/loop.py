@@ -405,9 +405,10 @@ class _Job:
         state, recipe = self.state, setup.recipe
         if not self.curves.measured(state.step):
             setup.settle()
+            seen = self._seen(setup)
             predictions = predict_split(
                 setup.measured_model,
-                self.run.preprocessing,
+                seen,
                 self.held_out,
                 recipe.compute,
                 self.device,
@@ -417,7 +418,9 @@ class _Job:
             measured = measure(predictions.logits, predictions.labels)
             self.held_out_top1 = measured.top1_percent
             self._tick()
-            point = eval_point(state, setup.span.place(state.step), self.held_out.name, measured)
+            point = eval_point(
+                state, setup.span.place(state.step), self.held_out.name, measured, seen.network_size
+            )
             if recipe.hard_classes is not None:
                 right = predictions.logits.argmax(1) == predictions.labels
                 share, classes = recipe.hard_classes.share, len(self.run.classes)
@@ -429,6 +432,13 @@ class _Job:
             state.plateau.observe(recipe.schedule, state.step, point["loss"])
         if isinstance(setup.policy, Targeted):
             setup.policy.classes = state.hard_classes = point["hard_classes"]
+
+    def _seen(self, setup: Setup) -> Preprocessing:
+        """How held-out images are shown now: while those in training grow, at the size of the last step. At
+        a larger one, which it has not yet seen, a network can be far worse."""
+        span, shown = setup.span, self.run.preprocessing
+        size = size_at(setup.recipe.data.image_sizes, self.state.step - span.first_step - 1, span.steps)
+        return shown if size == self.spans[-1].recipe.data.image_sizes[-1] else shown.at(size)
 
     def _save(self, setup: Setup) -> None:
         """A checkpoint."""
@@ -469,7 +479,8 @@ class _Job:
         measured = measure(final.logits, final.labels)
         self._tick()
         if not self.curves.measured(state.step):
-            self.curves.add(eval_point(state, setup.span.place(state.step), self.final.name, measured))
+            place, size = setup.span.place(state.step), run.preprocessing.network_size
+            self.curves.add(eval_point(state, place, self.final.name, measured, size))
         if not self.ranks.first:
             return
         final.save(run.path / "predictions" / f"{self.final.name}.safetensors")
