@@ -58,14 +58,13 @@ class Enough(Exception):
 
 def test_while_images_grow_the_curve_is_measured_at_the_size_in_training(tiny_recipe, shapes_pack, tmp_path):
     growing = ["data.image_sizes=[16,24]", f"data.measured_size={SIZE}", "compute.precision=fp32"]
-    every_4_steps = "evaluate_every_epochs=0.6"
+    recipe = changed(tiny_recipe, [*growing, "evaluate_every_epochs=0.6"])  # every 4 steps
 
     def until_5(progress):
         if progress.step == 5:
             raise Enough
 
     with pytest.raises(Enough):
-        recipe = changed(tiny_recipe, [*growing, every_4_steps])
         loop.train(recipe, shapes_pack, tmp_path, device="cpu", checkpoint_seconds=0, watch=until_5)
     (stopped,) = tmp_path.iterdir()
     held_out = shapes_pack.split("tune")

@@ -85,6 +85,17 @@ def test_a_field_set_by_hand_is_named_beside_the_paper(run: Path) -> None:
     assert "1 field was set by hand (model.width)" in wording.paper_sentence(record, None)
 
 
+def test_the_sizes_that_val_was_measured_at_are_told(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert wording.sizes_sentence(read_run(run)) == ""
+    held_out = [line for line in lines if line["kind"] == "eval"]
+    for place, line in enumerate(held_out):
+        line["image_size"] = 32 if place < 2 else 64
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert wording.sizes_sentence(read_run(run)).endswith("in training then: 32 and 64 pixels.")
+    assert "32 and 64 pixels. Point at a chart" in write_report(run).read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("suspects", "above", "seen", "words"),
     [

@@ -33,6 +33,8 @@ class Point:
     images_per_second: float | None
     train_seconds: float | None
     stage: str | None = None
+    image_size: float | None = None
+    """Pixels a side of the images."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def _point(line: dict[str, Any]) -> tuple[bool, Point]:
         images_per_second=number(line.get("images_per_second")),
         train_seconds=number(line.get("train_seconds")),
         stage=str(line["stage"]) if line.get("stage") else None,
+        image_size=number(line.get("image_size")),
     )
     return training, point
 

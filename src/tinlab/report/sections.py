@@ -127,6 +127,7 @@ def sections(source: Source, *, explain: bool = True) -> dict[str, Any]:
         "tiles": _tiles(record, metrics),
         "charts": run_charts(record),
         "points": record.held_out,
+        "sizes": wording.sizes_sentence(record),
         "gap": wording.gap_sentence(record),
         "comparison": _against_paper(record, metrics),
         "paper_lead": wording.paper_sentence(record, metrics) if paper.get("reported") else "",

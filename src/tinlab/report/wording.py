@@ -290,6 +290,17 @@ def filters_sentence(shown: int, of: int, height: int, width: int, layer: str) -
     )
 
 
+def sizes_sentence(record: RunRecord) -> str:
+    """At which sizes the held-out curve was measured; empty where it was one."""
+    sizes = dict.fromkeys(point.image_size for point in record.held_out if point.image_size is not None)
+    if len(sizes) < 2:
+        return ""
+    return (
+        "The images grew, and held-out values are at the size that was in training then: "
+        f"{listed([f'{size:g}' for size in sizes], len(sizes))} pixels."
+    )
+
+
 def pruning_sentence(found: Pruning) -> str:
     """How much was taken out."""
     less = 100 * (found.parameters_before - found.parameters) / found.parameters_before
