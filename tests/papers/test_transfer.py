@@ -16,6 +16,7 @@ from tinlab.papers.transfer import (
     transfer_minutes,
 )
 from tinlab.papers.write import write_pages
+from tinlab.recipe import changed
 from tinlab.training import loop
 
 
@@ -48,6 +49,16 @@ def test_both_ways_have_the_same_images_and_steps(small, shapes_pack):
     assert [rate.factor for rate in tuned.phases[0].optimizer.layer_rates] == [1, 0]
     assert tuned.phases[1].optimizer.layer_rates == ()
     assert scratch.model.weights is None
+
+
+def test_muon_leaves_the_classifier_alone_to_adamw_and_both_rates_fall(small, shapes_pack, tmp_path):
+    muon = changed(small, ["optimizer.name=muon", "optimizer.peak_lr=0.02", "optimizer.rest_lr=0.01"])
+    classifier, everything = on_b(muon, 5, "runs/a", 1.0, shapes_pack).phases
+    assert (classifier.optimizer.peak_lr, classifier.optimizer.rest_lr) == (0.02, 0.01)
+    assert everything.optimizer.peak_lr == pytest.approx(0.002)
+    assert everything.optimizer.rest_lr == pytest.approx(0.001)
+    (line,) = transfer(muon, shapes_pack, tmp_path, images_per_class=(2,), fraction=0.01, device="cpu")
+    assert set(line.from_a) == set(line.from_scratch) == {0}
 
 
 def test_no_images_are_refused(small, shapes_pack, tmp_path):

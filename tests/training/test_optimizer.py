@@ -120,7 +120,12 @@ def test_muon_trains_what_lies_inside_and_adamw_the_rest():
 def test_muon_needs_an_inside():
     with pytest.raises(TinlabError, match="muon trains the layers between"):
         check(recipe.Optimizer(name="muon"), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)))
-    check(recipe.Optimizer(name="muon"), models.sketch(recipe.Model(width=4), 4))
+    inside = models.sketch(recipe.Model(width=4), 4)
+    check(recipe.Optimizer(name="muon"), inside)
+    last = [{"layers": "fc", "factor": 1}, {"layers": "*", "factor": 0}]
+    updater = build(recipe.Optimizer(name="muon", layer_rates=last), inside)
+    assert {p for group in updater.param_groups for p in group["params"]} == set(inside.fc.parameters())
+    assert all(group["use_fallback"] for group in updater.param_groups)
 
 
 def test_timms_are_those_of_its_own_registry():

@@ -123,9 +123,10 @@ def on_b(recipe: Recipe, images_per_class: int, weights: str | None, fraction: f
     """What is trained on B: the recipe's network, from the weights of a run on A or from scratch.
 
     Both have the same images and the same number of steps. From A, the new classifier first learns alone for
-    a fifth of them; then all of the network, at a tenth of the recipe's rate.
+    a fifth of them; then all of the network, at a tenth of the recipe's rates.
     """
     train = len(pack.split(recipe.data.train_split))
+    smaller = recipe.optimizer.rates_times(0.1)
     steps, batch = _length(recipe, min(images_per_class * len(pack.info.classes), train), fraction)
     classifier = _classifier(recipe)
     head = max(1, steps // 5)
@@ -148,7 +149,7 @@ def on_b(recipe: Recipe, images_per_class: int, weights: str | None, fraction: f
                 name="all",
                 changes={
                     "schedule.steps": steps - head,
-                    "optimizer.peak_lr": recipe.optimizer.peak_lr / 10,
+                    **{f"optimizer.{name}": rate for name, rate in smaller.items()},
                 },
             ),
         )

@@ -81,6 +81,11 @@ class Optimizer(Knobs):
             raise ValueError("lookahead_alpha goes with lookahead_steps")
         return self
 
+    def rates_times(self, factor: float) -> dict[str, float]:
+        """Its peak rates, each multiplied by `factor`, under the names of their fields."""
+        rates = {"peak_lr": self.peak_lr, "rest_lr": self.rest_lr}
+        return {name: float(f"{rate * factor:.6g}") for name, rate in rates.items() if rate is not None}
+
 
 class Schedule(Knobs):
     """How long, and how the learning rate changes. Exactly one of `epochs` and `steps` is given."""

@@ -160,11 +160,8 @@ def straight_line(peaks: dict[int, int]) -> Callable[[int], int]:
 def scaled_rates(recipe: Recipe, batch_size: int) -> dict[str, float]:
     """The optimizer's rates for another batch size: SGD's in proportion to it (Goyal et al. 2017), those of
     the others, which divide by the gradient's size, to its square root (Malladi et al. 2022)."""
-    own = recipe.optimizer
     ratio = batch_size / recipe.schedule.batch_size
-    factor = ratio if own.name == "sgd" else math.sqrt(ratio)
-    rates = {"peak_lr": own.peak_lr, "rest_lr": own.rest_lr}
-    return {name: float(f"{rate * factor:.6g}") for name, rate in rates.items() if rate is not None}
+    return recipe.optimizer.rates_times(ratio if recipe.optimizer.name == "sgd" else math.sqrt(ratio))
 
 
 def with_batch_size(recipe: Recipe, batch_size: int, *, scale_lr: bool = False) -> Recipe:

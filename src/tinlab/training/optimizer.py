@@ -23,8 +23,8 @@ def build(knobs: recipe.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
 
     SGD and AdamW take one fused kernel a group. A parameter whose layer has a rate of 0 is left out; the
     groups of other rates carry their `rate_factor`, which `schedule.set_rates` multiplies by. Raises
-    TinlabError where timm has no such optimizer, where it cannot be used here, for Muon where no weight is
-    left to it, and where every layer has a rate of 0.
+    TinlabError where timm has no such optimizer, where it cannot be used here, for Muon where the network has
+    no weight for it, and where every layer has a rate of 0.
     """
     factors = rate_factors(knobs, model)
     trained = [p for p in model.parameters() if factors[p] > 0]
@@ -172,13 +172,13 @@ def _muon(
     from timm.optim import Muon
 
     apart = set(hidden_weights(model))
-    hidden = [p for p in trained if p in apart]
-    if not hidden:
+    if not apart:
         raise TinlabError(
             "optimizer.name: muon trains the layers between the first and the last, and this network has "
             "none; take adamw"
         )
     rest = {"use_fallback": True, "nesterov": False}
+    hidden = [p for p in trained if p in apart]  # none where the classifier learns alone
     others = [p for p in trained if p not in apart]
     groups = [{**group, "use_fallback": False} for group in _groups(knobs, hidden, factors)]
     groups += [{**group, **rest} for group in _groups(knobs, others, factors)]
