@@ -23,13 +23,13 @@ import warnings
 from pathlib import Path
 
 import ledger
-from strange import data_sets, records
+from strange import binary, data_sets, records
 from strange.sandbox import MEMORY_MIB, Part, Tally, drawn, try_all, try_one, write_files
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 warnings.filterwarnings("ignore", "Duplicate name")  # in archives, which is what is wanted
 
-PARTS: dict[str, Part] = {part.name: part for part in (*data_sets.PARTS, *records.PARTS)}
+PARTS: dict[str, Part] = {part.name: part for part in (*data_sets.PARTS, *records.PARTS, *binary.PARTS)}
 
 _TEST = "tests/reliability/test_inputs.py::test_inputs_get_a_result_or_a_sentence"
 
@@ -54,13 +54,13 @@ PROMISES: tuple[ledger.Promise, ...] = (
     _promise("parquet", "Parquet files"),
     _promise("recipe", "Recipe and study files"),
     _promise("set", "Values of --set, --space and --seeds"),
-    _promise("pack", "Packs, their pack.json and their data"),
-    _promise("checkpoint", "Checkpoints: safetensors and state.json"),
-    _promise("weights", "Files of weights from elsewhere"),
     _promise("results", "Result files: result.json, metrics.jsonl, predictions, results.csv, measures.csv"),
     _promise("report", "Run folders that a report is made of"),
     _promise("study", "Study folders"),
     _promise("answers", "Files of answers and of ensembles"),
+    _promise("pack", "Packs, their pack.json and their data"),
+    _promise("checkpoint", "Checkpoints: safetensors and state.json"),
+    _promise("weights", "Files of weights from elsewhere"),
 )
 
 

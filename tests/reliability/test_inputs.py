@@ -15,8 +15,9 @@ import inputs
 import numpy as np
 import pytest
 from PIL import Image
+from strange.binary import pack_files, run_files
 from strange.data_sets import chunks, class_files, official_files, png_of, small_jpeg, zipped
-from strange.records import pack_files, run_files, study_files
+from strange.records import study_files
 from strange.sandbox import drawn, memory_mib, said, try_one
 
 from tinlab import files, runs

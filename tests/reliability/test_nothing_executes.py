@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from strange.records import run_files
+from strange.binary import run_files
 from strange.sandbox import said
 
 import tinlab
