@@ -18,6 +18,7 @@ from tinlab.papers.transfer import (
 from tinlab.papers.write import write_pages
 from tinlab.recipe import changed
 from tinlab.training import loop
+from tinlab.training.stages import spans
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,9 @@ def test_both_ways_have_the_same_images_and_steps(small, shapes_pack):
     assert [rate.factor for rate in tuned.phases[0].optimizer.layer_rates] == [1, 0]
     assert tuned.phases[1].optimizer.layer_rates == ()
     assert scratch.model.weights is None
+    for count in (1, 5, 10**6):
+        epochs = spans(on_b(small, count, None, 1.0, shapes_pack), shapes_pack, 0)[0]
+        assert 6 <= epochs.steps / epochs.evaluate_every <= 24
 
 
 def test_muon_leaves_the_classifier_alone_to_adamw_and_both_rates_fall(small, shapes_pack, tmp_path):

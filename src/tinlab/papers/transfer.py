@@ -29,6 +29,9 @@ IMAGES_PER_CLASS = (5, 25, 50, 500)
 """Of B, in training; 500 are all."""
 LEAST_STEPS, EPOCHS = 400, 12
 """Networks on B see their images EPOCHS times, and take at least so many steps."""
+CURVE_POINTS = 12
+"""How often B's validation images are looked at: every epoch would be every other step where five images a
+class are all there is."""
 
 
 STARTS = ("from A", "from scratch")
@@ -127,7 +130,8 @@ def on_b(recipe: Recipe, images_per_class: int, weights: str | None, fraction: f
     """
     train = len(pack.split(recipe.data.train_split))
     smaller = recipe.optimizer.rates_times(0.1)
-    steps, batch = _length(recipe, min(images_per_class * len(pack.info.classes), train), fraction)
+    images = min(images_per_class * len(pack.info.classes), train)
+    steps, batch = _length(recipe, images, fraction)
     classifier = _classifier(recipe)
     head = max(1, steps // 5)
     schedule = Schedule(steps=steps, batch_size=batch, shape="linear", warmup_fraction=0.1)
@@ -170,6 +174,7 @@ def on_b(recipe: Recipe, images_per_class: int, weights: str | None, fraction: f
             "model": recipe.model.model_copy(update={"weights": weights}),
             "schedule": schedule,
             "stages": stages,
+            "evaluate_every_epochs": max(1.0, steps * batch / images / CURVE_POINTS),
         }
     )
 

@@ -209,6 +209,7 @@ def what_helps_small() -> Study:
             "provenance": {**base.provenance, **sources},
             "data": base.data.model_copy(update={"images_per_class": 50}),
             "schedule": base.schedule.model_copy(update={"steps": 1_500, "milestone_steps": (1_000,)}),
+            "evaluate_every_epochs": 3.0,  # val has as many images as an epoch
         }
     )
     return _one_at_a_time("what_helps_small", small, SHORT_REMEDIES)
