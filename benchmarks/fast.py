@@ -35,7 +35,8 @@ NEVER = 10.0**9
 
 
 def first_at(points: Iterable[dict[str, Any]], target: float) -> float | None:
-    """The seconds of training at the first held-out point at or above `target` percent, or None."""
+    """The seconds of training at the first held-out point at or above `target` percent, or None. While images
+    grow, a point is measured at the size in training."""
     for point in points:
         if point["kind"] == "eval" and point["top1_percent"] >= target:
             return float(point["train_seconds"])

@@ -39,6 +39,8 @@ def in_thread(service: Any, samples: Any) -> Iterator[Place]:
     finally:
         running.should_exit = True
         thread.join(60)
+        if thread.is_alive():
+            raise RuntimeError("the server did not stop")
 
 
 @contextlib.contextmanager

@@ -129,7 +129,7 @@ def test_an_answer_before_the_end_of_the_body_arrives(started, data, status):
 
 
 def test_who_never_sends_the_rest_is_not_waited_for(started):
-    """The answer is there at once, and the connection ends after LINGER_SECONDS."""
+    """The whole answer is there, and the connection ends soon after LINGER_SECONDS."""
     began = time.monotonic()
     answer = asyncio.run(ask(started(), request("POST", "/nothing", JUNK)[:200_000]))
     assert (answer.status, strangers.faults(answer, b"")) == (404, [])

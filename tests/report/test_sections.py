@@ -92,7 +92,7 @@ def test_the_sizes_that_val_was_measured_at_are_told(run: Path) -> None:
     for place, line in enumerate(held_out):
         line["image_size"] = 32 if place < 2 else 64
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert wording.sizes_sentence(read_run(run)).endswith("in training then: 32 and 64 pixels.")
+    assert wording.sizes_sentence(read_run(run)).endswith("with them: measured at 32 and 64 pixels.")
     assert "32 and 64 pixels. Point at a chart" in write_report(run).read_text("utf-8")
 
 

@@ -18,13 +18,13 @@ import pytest
 from browser import browser, open_page
 from made_files import encoded
 from PIL import Image
+from served import in_thread
 
 import tinlab
 from tinlab.data.pack import ClassInfo
 from tinlab.errors import TinlabError
 from tinlab.explain.attribution import saliency
 from tinlab.serve import server
-from tinlab.serve.api import build
 
 KIND = {"Content-Type": "multipart/form-data; boundary=x"}
 
@@ -69,25 +69,6 @@ class Started:
         self.process.send_signal(number)
         _, errors = self.process.communicate(timeout=20)
         return self.process.returncode, errors
-
-
-@contextlib.contextmanager
-def threaded(service, samples):
-    """A server of `service` in a thread of this process; gives its host and port."""
-    listening = server.bound("127.0.0.1", 0)
-    place = listening.getsockname()
-    ready = threading.Event()
-    configuration = server.configuration(build(service, samples), service.limits)
-    running = server.Server(configuration, ready.set, service.batcher.hurry)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        assert ready.wait(10)
-        yield place
-    finally:
-        running.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +281,7 @@ def test_the_extra_that_is_missing_is_named(monkeypatch, missing):
 def test_slow_heads_are_cut_off(make_service, samples, monkeypatch, pictures):
     """Drop by drop, or with nothing at all: no client holds a connection without a request."""
     monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
-    with threaded(make_service(), samples) as place:
+    with in_thread(make_service(), samples) as place:
         with (
             socket.create_connection(place, timeout=5) as silent,
             socket.create_connection(place, timeout=5) as slow,
@@ -448,7 +429,7 @@ def test_words_of_strangers_stay_words_and_methods_are_chosen(
     one = tinlab.Classifier(classifiers["first"].run, classifiers["first"].model, classifiers["first"].device)
     one.classes = tuple(ClassInfo(str(n), f"{hostile} {n}") for n in range(4))
     methods = {"saliency": saliency, "turned_round": lambda *given: saliency(*given).flip(-1)}
-    with threaded(make_service(models={hostile: one}, methods=methods), samples) as (host, port):
+    with in_thread(make_service(models={hostile: one}, methods=methods), samples) as (host, port):
         opened = page.context.new_page()
         opened.set_default_timeout(10_000)
         dialogs = []

@@ -129,11 +129,11 @@ def on_b(recipe: Recipe, images_per_class: int, weights: str | None, fraction: f
     a fifth of them; then all of the network, at a tenth of the recipe's rates.
     """
     train = len(pack.split(recipe.data.train_split))
-    smaller = recipe.optimizer.rates_times(0.1)
     images = min(images_per_class * len(pack.info.classes), train)
     steps, batch = _length(recipe, images, fraction)
     classifier = _classifier(recipe)
     head = max(1, steps // 5)
+    slower = recipe.optimizer.rates_times(0.1)
     schedule = Schedule(steps=steps, batch_size=batch, shape="linear", warmup_fraction=0.1)
     stages: tuple[Stage, ...] = ()
     if weights is not None:
@@ -153,7 +153,7 @@ def on_b(recipe: Recipe, images_per_class: int, weights: str | None, fraction: f
                 name="all",
                 changes={
                     "schedule.steps": steps - head,
-                    **{f"optimizer.{name}": rate for name, rate in smaller.items()},
+                    **{f"optimizer.{field}": rate for field, rate in slower.items()},
                 },
             ),
         )

@@ -82,7 +82,7 @@ class Optimizer(Knobs):
         return self
 
     def rates_times(self, factor: float) -> dict[str, float]:
-        """Its peak rates, each multiplied by `factor`, under the names of their fields."""
+        """Its peak rates by the names of their fields, each times `factor`, to six digits."""
         rates = {"peak_lr": self.peak_lr, "rest_lr": self.rest_lr}
         return {name: float(f"{rate * factor:.6g}") for name, rate in rates.items() if rate is not None}
 

@@ -107,7 +107,7 @@ def fast_cpu_pruned() -> Recipe:
             "name": "fast_cpu_pruned",
             "summary": "fast_cpu's network, pruned to half its channels and a tenth of their weights",
             "data": base.data.model_copy(update={"image_sizes": (base.data.measured_size,)}),
-            "optimizer": base.optimizer.model_copy(update={"peak_lr": 0.0028, "rest_lr": 0.0006}),
+            "optimizer": base.optimizer.model_copy(update=base.optimizer.rates_times(0.2)),
             "schedule": Schedule(epochs=1, batch_size=128, shape="linear"),
             "stages": (
                 Stage(name="channels-1", prune=ChannelPruning(share=0.3), changes=half),

@@ -296,7 +296,7 @@ def sizes_sentence(record: RunRecord) -> str:
     if len(sizes) < 2:
         return ""
     return (
-        "The images grew, and held-out values are at the size that was in training then: "
+        "The images grew, and the held-out ones with them: measured at "
         f"{listed([f'{size:g}' for size in sizes], len(sizes))} pixels."
     )
 
