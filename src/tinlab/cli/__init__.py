@@ -6,13 +6,13 @@ Modules that take long to import are imported inside the commands, so that `--he
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 import typer
 
 from tinlab import terminal
 from tinlab.cli.common import UsageError, app, usage_sentence
+from tinlab.cli.stopping import ended_by_signals
 from tinlab.errors import TinlabError
 from tinlab.files import refused
 from tinlab.tuning import tune_process
@@ -42,41 +42,8 @@ def main() -> None:
     SIGINT and SIGTERM end a command with 130 and 143: a training after its step, all else at once.
     """
     tune_process()
-    stopped: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        stopped.append(number)
-        # As an exception, so that what is half made is removed on the way out.
-        raise SystemExit(128 + number)
-
-    def once_more(lost: sys.UnraisableHookArgs) -> None:
-        # It came where nothing can be raised, such as in a callback from C: a moment later.
-        if not (stopped and isinstance(lost.exc_value, SystemExit) and hasattr(signal, "setitimer")):
-            unraisable(lost)
-            return
-        signal.signal(signal.SIGALRM, lambda *_: stop(stopped[0], None))
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-
-    unraisable, sys.unraisablehook = sys.unraisablehook, once_more
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, stop)
-    # Not where it is ignored, as behind an & in a script.
-    if before[signal.SIGINT] is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop)
-    try:
+    with ended_by_signals():
         _run()
-    except BaseException:
-        if not stopped:
-            raise
-        # Whatever it was turned into: an import that is interrupted may end in an ImportError.
-        name = signal.Signals(stopped[0]).name
-        message = f"stopped by {name}; give the same command again, to go on or to begin anew"
-        sys.exit(terminal.fail(message, 128 + stopped[0]))
-    finally:
-        sys.unraisablehook = unraisable
-        for number, handler in before.items():
-            if handler is not None:  # else it is not Python's
-                signal.signal(number, handler)
 
 
 def _run() -> None:
