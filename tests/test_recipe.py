@@ -78,6 +78,7 @@ def test_operations_are_told_apart_by_their_kind():
         ("optimizer.name=adagard", ["optimizer.name", "sgd, adamw, muon, lion, and timm:NAME", "'adagard'"]),
         ("optimizer.name=timm:a/b", ["optimizer.name", "timm:NAME"]),
         ("optimizer.rest_lr=0.1", ["rest_lr goes with muon"]),
+        ("optimizer.newton_schulz_steps=3", ["newton_schulz_steps goes with muon"]),
         ("optimizer.beta2=0.9", ["beta2"]),
         ("optimizer.lookahead_alpha=0.9", ["lookahead_alpha goes with lookahead_steps"]),
         ("optimizer.ema_decay=1", ["optimizer.ema_decay", "less than 1"]),

@@ -75,21 +75,23 @@ def test_lion_is_the_papers_algorithm():
     assert torch.allclose(model.weight, weight, atol=1e-6)
 
 
-def test_muon_trains_what_lies_inside_and_adamw_the_rest():
+@pytest.mark.parametrize("steps", [3, 5])
+def test_muon_trains_what_lies_inside_and_adamw_the_rest(steps):
     model = network()
     inside = [model[1].weight, model[5].weight]  # not the first, the depthwise one and the classifier
     assert [id(p) for p in hidden_weights(model)] == [id(p) for p in inside]
     knobs = recipe.Optimizer(
         name="muon", peak_lr=0.02, rest_lr=0.005, momentum=0.9, nesterov=True, weight_decay=0.1, beta2=0.99,
-        decay_weights_only=True,
+        decay_weights_only=True, newton_schulz_steps=steps,
     )  # fmt: skip
     updater = build(knobs, model)
     mine = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     # torch's Muon takes matrices alone: filters as rows.
     hidden = [mine["1.weight"].detach().flatten(1).requires_grad_(), mine["5.weight"]]
     muon = torch.optim.Muon(
-        hidden, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
-    )
+        hidden, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.1, adjust_lr_fn="match_rms_adamw",
+        ns_steps=steps,
+    )  # fmt: skip
     rest = {name: p for name, p in mine.items() if name not in ("1.weight", "5.weight")}
     adamw = torch.optim.AdamW(
         [

@@ -45,6 +45,9 @@ class Optimizer(Knobs):
     rest_lr: Positive | None = None
     """Muon's: peak rate of what AdamW trains; None: `peak_lr`. Muon's updates are scaled to AdamW's usual
     size (Liu et al. 2025), so that one rate can serve both."""
+    newton_schulz_steps: Annotated[int, Field(gt=0)] = 5
+    """Muon's: products that make an update's singular values more equal. Fewer cost less and leave the small
+    ones smaller."""
     nesterov: bool = False
     weight_decay: NotNegative = 1e-4
     """For SGD added to the gradient; for AdamW, Lion and Muon taken off the weight, times the rate."""
@@ -77,6 +80,8 @@ class Optimizer(Knobs):
             raise ValueError("beta2 goes with adamw, lion, muon or timm:NAME, and sgd has none")
         if self.rest_lr is not None and self.name != "muon":
             raise ValueError("rest_lr goes with muon")
+        if self.newton_schulz_steps != 5 and self.name != "muon":
+            raise ValueError("newton_schulz_steps goes with muon")
         if self.lookahead_alpha != 0.5 and self.lookahead_steps is None:
             raise ValueError("lookahead_alpha goes with lookahead_steps")
         return self

@@ -188,6 +188,7 @@ def _muon(
         momentum=knobs.momentum,
         nesterov=knobs.nesterov,
         ns_coefficients="original",
+        ns_steps=knobs.newton_schulz_steps,
         adjust_lr_fn="match_rms_adamw",
         betas=(0.9, 0.95 if knobs.beta2 is None else knobs.beta2),
         fallback_lr_scale=1.0 if knobs.rest_lr is None else knobs.rest_lr / knobs.peak_lr,
