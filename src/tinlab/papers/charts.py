@@ -111,7 +111,7 @@ def gains(entries: Sequence[tuple[str, Gain | None]], title: str, place: Path) -
     axes.axvline(0, color=MUTED, linewidth=1)
     for height, (_, found) in enumerate(entries):
         if found is None:
-            _not_yet_run(axes, height)
+            _not_yet_run(axes, height, 0.0)
             continue
         colour = (ACCENT if found.mean > 0 else WARM) if found.clear else MUTED
         axes.plot([found.low, found.high], [height, height], color=colour, linewidth=5, alpha=0.25)
@@ -160,9 +160,13 @@ def _rows(labels: Sequence[str], title: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _not_yet_run(axes: Axes, height: float) -> None:
-    place = axes.get_yaxis_transform()
-    axes.text(0.01, height, "not yet run", color=MUTED, va="center", fontsize=8, transform=place)
+def _not_yet_run(axes: Axes, height: float, beside: float | None = None) -> None:
+    """Say so at the right of the value `beside`, or at the left edge."""
+    place = axes.get_yaxis_transform() if beside is None else axes.transData
+    axes.annotate(
+        "not yet run", (beside or 0.0, height), xycoords=place, xytext=(5, 0), textcoords="offset points",
+        va="center", color=MUTED, fontsize=8,
+    )  # fmt: skip
 
 
 def _number(axes: Axes, text: str, value: float, height: float) -> None:
