@@ -26,7 +26,7 @@ from tinlab.models.layers import named_layers
 from tinlab.ranks import Ranks, first_here, joined, launch, lost, restarted
 from tinlab.recipe import ChannelPruning, Recipe
 from tinlab.runs import Preprocessing, Run
-from tinlab.training import checkpoint, optimizer, pruning, schedule
+from tinlab.training import checkpoint, optimizer, pruning, schedule, statistics
 from tinlab.training.curves import Curves, Meter, Place, eval_point, train_point
 from tinlab.training.memory import Peak, explain_out_of_memory, is_out_of_memory
 from tinlab.training.penalties import Penalties
@@ -332,6 +332,8 @@ class _Job:
             state.step += 1
             setup.updated(step + 1)
             setup.depth.count(state)
+            if state.step == self.total_steps:
+                setup.finish()
             self._after(setup, step, size, began)
 
     def _after(self, setup: Setup, step: int, size: int, began: float) -> None:
@@ -601,6 +603,7 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
         sketch = models.sketch(phase.model, classes, image_size=size)
         Penalties(phase.loss.penalties, sketch)
         optimizer.check(phase.optimizer, sketch)
+        statistics.check(phase.data, sketch)
         if recipe.stages:
             stage = recipe.stages[number]
             for pattern in stage.fresh:

@@ -33,7 +33,7 @@ from tinlab.models.weights import fresh_names
 from tinlab.ranks import Ranks, synchronise_batch_norm
 from tinlab.recipe import ChannelPruning, MagnitudePruning, Recipe, Stage
 from tinlab.runs import Run
-from tinlab.training import checkpoint, optimizer
+from tinlab.training import checkpoint, optimizer, statistics
 from tinlab.training.averaging import Lookahead, MovingAverage
 from tinlab.training.curves import POINTS_PER_EPOCH, Place
 from tinlab.training.penalties import Penalties
@@ -140,14 +140,16 @@ class Setup:
     ) -> None:
         self.span, self.recipe, self.device, self.ranks = span, span.recipe, device, ranks
         recipe, seed, shown = span.recipe, run.seed, run.preprocessing
+        self.shown = shown
         mean, std = (torch.tensor(values, device=device) for values in (shown.mean, shown.std))
         plain = Policy(recipe.augment, mean, std, seed)
         self.policy: Policy | Targeted = plain
         if recipe.hard_classes is not None:
             hard = Policy(recipe.hard_classes.augment, mean, std, seed)
             self.policy = Targeted(plain, hard, state.hard_classes)
+        self.split = pack.split(recipe.data.train_split)
         self.batches = Batches(
-            pack.split(recipe.data.train_split),
+            self.split,
             span.rows,
             recipe.schedule.batch_size,
             seed,
@@ -234,6 +236,29 @@ class Setup:
             self.lookahead.update(step, self.span.steps)
         if self.average is not None:
             self.average.update(step)
+
+    def finish(self) -> None:
+        """After the last step of the training: what the weights are measured with."""
+        wanted = self.recipe.data.precise_bn_images
+        if wanted is None:
+            return
+        self.frozen.train()
+        names = [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+        ]
+        rows = self.span.rows
+        places = np.linspace(0, len(rows), min(wanted, len(rows)), endpoint=False).astype(np.int64)
+        statistics.take_anew(
+            self.measured_model,
+            names,
+            self.shown,
+            self.split,
+            rows[places],
+            self.recipe.compute,
+            self.device,
+        )
 
     def settle(self) -> None:
         """Before weights are measured or saved: let all ranks have the same statistics."""

@@ -1,0 +1,52 @@
+"""The statistics that batch norms measure by, taken anew once a training is over."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tinlab.data.pack import Split
+from tinlab.errors import TinlabError
+from tinlab.evaluation.predict import BATCH_SIZE, forward
+from tinlab.recipe import Compute, Data
+from tinlab.runs import Preprocessing
+
+
+def check(data: Data, sketch: nn.Module) -> None:
+    """Raise TinlabError where `data` asks for statistics that a network like `sketch` has none of."""
+    if data.precise_bn_images is not None and not any(isinstance(m, _BatchNorm) for m in sketch.modules()):
+        raise TinlabError("data.precise_bn_images: this network has no batch norm; leave it out")
+
+
+@torch.no_grad()
+def take_anew(
+    model: nn.Module,
+    names: list[str],
+    seen: Preprocessing,
+    split: Split,
+    rows: np.ndarray,
+    compute: Compute,
+    device: torch.device,
+) -> None:
+    """Give the batch norms of `model` called `names` the mean and variance of their inputs over the images
+    `rows` of `split`, shown as `seen` says; all else is in evaluation mode, and stays so.
+
+    They are means over batches of some BATCH_SIZE images, each of which has images of all classes.
+    """
+    norms = [model.get_submodule(name) for name in names]
+    before = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        assert isinstance(norm, _BatchNorm)
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+    parts = max(1, round(len(rows) / BATCH_SIZE))
+    for part in range(parts):
+        images = torch.from_numpy(np.array(split.images[rows[part::parts]]))
+        forward(model, seen, images.to(device), compute)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.eval()
+        norm.momentum = momentum
