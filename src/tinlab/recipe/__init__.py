@@ -82,7 +82,7 @@ class Data(Knobs):
     """Side in pixels of what the finished network sees, wherever it is measured, explained, exported or
     served: images are resized to it; None: the pack's own. A network is best at a size near those that it was
     trained on last (Touvron et al. 2019, "Fixing the train-test resolution discrepancy")."""
-    precise_bn_images: Annotated[int, Field(gt=0)] | None = None
+    precise_bn_images: Annotated[int, Field(ge=2)] | None = None
     """After the last step the statistics that batch norms measure by are taken anew, over this many of the
     training images, shown as held-out ones are: whole and without augmentation (Wu and Johnson 2021,
     "Rethinking 'Batch' in BatchNorm"). None: they stay the moving averages over augmented batches."""
