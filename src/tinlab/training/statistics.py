@@ -48,5 +48,5 @@ def take_anew(
         images = torch.from_numpy(np.array(split.images[rows[part::parts]]))
         forward(model, seen, images.to(device), compute)
     for norm, momentum in zip(norms, before, strict=True):
-        norm.eval()
+        norm.train(False)
         norm.momentum = momentum
