@@ -44,7 +44,8 @@ def ended_by_signals() -> Iterator[None]:
             unraisable(what)
 
     unraisable, sys.unraisablehook = sys.unraisablehook, lost
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if can_wait else [])]
+    before = {number: signal.getsignal(number) for number in numbers}
     signal.signal(signal.SIGTERM, stop)
     # Not where it is ignored, as behind an & in a script.
     if before[signal.SIGINT] is signal.default_int_handler:

@@ -33,7 +33,8 @@ def take_anew(
     """Give the batch norms of `model` called `names` the mean and variance of their inputs over the images
     `rows` of `split`, shown as `seen` says; all else is in evaluation mode, and stays so.
 
-    They are means over batches of some BATCH_SIZE images, each of which has images of all classes.
+    They are means over batches of some BATCH_SIZE images, each from all over `rows` and so, where rows of a
+    class lie together, from many classes.
     """
     norms = [model.get_submodule(name) for name in names]
     before = [norm.momentum for norm in norms]
