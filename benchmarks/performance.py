@@ -140,9 +140,9 @@ def raced(points: Sequence[race.Point]) -> str:
         rows.append((side, *cells, end))
     head = ("side", *(f"minutes to {mark:g}%" for mark in race.MARKS), "in the end")
     text = (
-        "A recipe beside plain scripts on the same machine, in turns of a few minutes. The clock runs in "
-        "training steps alone, and the schedule of each script ends with the minutes. Minutes are those of "
-        "the first measurement at or above the mark."
+        "Recipes beside plain scripts on the same machine, in turns of a few minutes. The clock runs in "
+        "training steps alone, and the schedule of each script ends with the minutes that the longest recipe "
+        "was expected to take. Minutes are those of the first measurement at or above the mark."
     )
     picture = "![Top-1 on val over minutes of training](race.png)"
     return f"{text}\n\n{picture}\n\n{markdown(head, rows)}\n\n{measured_on(points)}\n"

@@ -1,16 +1,16 @@
-"""A recipe's curve against a plain script's: the same images, the same minutes, one machine, one time axis.
+"""Recipes' curves against a plain script's: the same images, the same minutes, one machine, one time axis.
 
 The sides take turns of `--turn-minutes`, so that a machine that swings treats them alike. A turn is a process
 of its own, which goes on from where its side stood, saves, and measures on val. The clock of a side runs in
 its training steps alone, reading and augmenting included; it stands still while it saves, measures and waits.
 
-    python benchmarks/race.py OUT [--data DATA] [--recipe fast_cpu] [--set FIELD=VALUE …] [--minutes M]
-        [--peers plain best] [--turn-minutes 5] [--publish]
+    python benchmarks/race.py OUT [--data DATA] [--recipe fast_cpu fast_cpu_56] [--set FIELD=VALUE …]
+        [--minutes M] [--peers plain best] [--turn-minutes 5] [--publish]
 
 The peers are benchmarks/peer.py as it stands, and with bf16 and channels-last memory: SGD at a rate of 0.1,
 momentum 0.9, flips and random crops as usual, a weight decay of 5e-4 and a cosine. Their speed is measured
-first, and the cosine ends after as many steps as they make in M minutes; M is by default what the recipe is
-expected to take by the speed of its network here. The same command goes on with what OUT holds. OUT/race.csv
+first, and the cosine ends after as many steps as they make in M minutes; M is by default what the longest
+recipe is expected to take by the speed of its network here. The same command goes on with what OUT holds. OUT/race.csv
 and OUT/race.png are written after every turn; `--publish` copies them to results/ and docs/.
 """
 
@@ -60,7 +60,8 @@ class Point:
 class Plan:
     """What a race is, in OUT/plan.json, so that the same command goes on with the same race."""
 
-    recipe: dict[str, Any]
+    recipes: dict[str, dict[str, Any]]
+    """By name."""
     seed: int
     minutes: float
     turn_minutes: float
@@ -74,7 +75,9 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path, help="a folder for the race")
     parser.add_argument("--data", help="the official data set as a zip or a folder")
-    parser.add_argument("--recipe", default="fast_cpu", help="a name, or a JSON file")
+    parser.add_argument(
+        "--recipe", nargs="+", default=["fast_cpu", "fast_cpu_56"], help="names, or JSON files"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="changes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=positive, help="of training, for the peers' schedule")
@@ -82,10 +85,10 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["plain", "best"])
     parser.add_argument("--probe-steps", type=measuring.at_least(1), default=20)
     parser.add_argument("--publish", action="store_true", help="write results/race.csv and docs/race.png")
-    parser.add_argument("--turn", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--turn", nargs=2, metavar=("RECIPE", "SECONDS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.turn is not None:
-        print(json.dumps(own_turn(args.out, args.turn)))
+        print(json.dumps(own_turn(args.out, args.turn[0], float(args.turn[1]))))
         return
     from tinlab.errors import TinlabError
 
@@ -118,10 +121,14 @@ def planned(args: argparse.Namespace, forms: measuring.Forms) -> Plan:
     from tinlab.files import read_json, write_json
     from tinlab.recipe import changed, read_recipe
 
-    named = Path(args.recipe)
-    recipe = read_recipe(named) if named.suffix == ".json" else recipes.find(args.recipe)
-    recipe = changed(recipe, args.changes)
-    stated = {"recipe": recipe.model_dump(mode="json"), "seed": args.seed, "turn_minutes": args.turn_minutes}
+    found = [
+        changed(read_recipe(Path(name)) if name.endswith(".json") else recipes.find(name), args.changes)
+        for name in args.recipe
+    ]
+    ours = {recipe.name: recipe.model_dump(mode="json") for recipe in found}
+    if len(ours) < len(found):
+        raise TinlabError("--recipe: two recipes of one name")
+    stated = {"recipes": ours, "seed": args.seed, "turn_minutes": args.turn_minutes}
     place = args.out / "plan.json"
     if place.is_file():
         plan = Plan(**read_json(place))
@@ -129,19 +136,20 @@ def planned(args: argparse.Namespace, forms: measuring.Forms) -> Plan:
         if not same or set(plan.peer_steps) != set(args.peers) or args.minutes not in (None, plan.minutes):
             raise TinlabError(f"{args.out} holds another race; name another folder, or the same options")
         return plan
-    if recipe.data.train_split != "train+tune":
-        raise TinlabError(
-            f"{recipe.name} leaves tune out of its training, and the peers do not; "
-            "add --set data.train_split=train+tune"
-        )
-    minutes = args.minutes or expected_minutes(recipe, forms)
+    for recipe in found:
+        if recipe.data.train_split != "train+tune":
+            raise TinlabError(
+                f"{recipe.name} leaves tune out of its training, and the peers do not; "
+                "add --set data.train_split=train+tune"
+            )
+    minutes = args.minutes or max(expected_minutes(recipe, forms) for recipe in found)
     words = {name: probe(forms, args.probe_steps, PEER_WORDS[name]) for name in args.peers}
     speeds = measuring.in_turn(
         {name: lambda w=w: measuring.child(*w)["images_per_second"] for name, w in words.items()}, 3
     )
     steps = {}
-    for name, found in speeds.items():
-        speed = statistics.median(found)
+    for name, measured in speeds.items():
+        speed = statistics.median(measured)
         steps[name] = max(1, round(speed * minutes * 60 / BATCH))
         print(f"{PEERS[name]}: {speed:.0f} images/s, {steps[name]:,} steps in {minutes:.1f} minutes")
     plan = Plan(minutes=minutes, peer_steps=steps, **stated)
@@ -179,16 +187,15 @@ def expected_minutes(recipe: Any, forms: measuring.Forms) -> float:
 def raced(out: Path, plan: Plan, forms: measuring.Forms) -> list[Point]:
     """The points of all sides, which take their turns until each has come to its end."""
     points = measuring.read_csv(out / "race.csv", Point)
-    ours = str(plan.recipe["name"])
     done: set[str] = set()
-    while waiting := [side for side in (ours, *plan.peer_steps) if side not in done]:
+    while waiting := [side for side in (*plan.recipes, *plan.peer_steps) if side not in done]:
         clock = {
             side: max((p.minutes for p in points if p.side == name_of(side)), default=0.0) for side in waiting
         }
         side = min(waiting, key=clock.__getitem__)
         seconds = 60 * plan.turn_minutes
-        if side == ours:
-            found = measuring.child(HERE / "race.py", out, "--turn", seconds)
+        if side in plan.recipes:
+            found = measuring.child(HERE / "race.py", out, "--turn", side, seconds)
         else:
             total = plan.peer_steps[side]
             words = ["--cosine", "--warmup", 0, "--weight-decay", WEIGHT_DECAY, *PEER_WORDS[side]]
@@ -212,8 +219,8 @@ def name_of(side: str) -> str:
     return PEERS.get(side, f"tinlab, {side}")
 
 
-def own_turn(out: Path, seconds: float) -> dict[str, Any]:
-    """Train the recipe for `seconds` from where it stands, save, and measure it on val."""
+def own_turn(out: Path, name: str, seconds: float) -> dict[str, Any]:
+    """Train the recipe called `name` for `seconds` from where it stands, save, and measure it on val."""
     from tinlab.tuning import tune_process
 
     tune_process()
@@ -230,7 +237,8 @@ def own_turn(out: Path, seconds: float) -> dict[str, Any]:
 
     plan = Plan(**read_json(out / "plan.json"))
     pack = Pack.open(measuring.forms_of(out / "forms", out / "forms").pack)
-    recipe = parse_recipe(plan.recipe, str(out / "plan.json"))
+    recipe = parse_recipe(plan.recipes[name], str(out / "plan.json"))
+    folder = out / "runs" / name
     began: float | None = None
     asked = False
 
@@ -242,16 +250,16 @@ def own_turn(out: Path, seconds: float) -> dict[str, Any]:
             asked = True  # a second signal would end the process at once
             os.kill(os.getpid(), signal.SIGTERM)
 
-    kept = [run for run in runs.list_runs(out / "runs") if checkpoint.latest(run.path) or run.result]
+    kept = [run for run in runs.list_runs(folder) if checkpoint.latest(run.path) or run.result]
     # Only the ends of turns are saved, so that no turn holds more of them than another.
     how: dict[str, Any] = {"device": "cpu", "checkpoint_seconds": float("inf"), "watch": watch}
     try:
         if kept:
             run = loop.resume(kept[-1].path, pack=pack, **how)
         else:
-            run = loop.train(recipe, pack, out / "runs", seed=plan.seed, **how)
+            run = loop.train(recipe, pack, folder, seed=plan.seed, **how)
     except loop.TrainingStopped:
-        run = [run for run in runs.list_runs(out / "runs") if checkpoint.latest(run.path)][-1]
+        run = [run for run in runs.list_runs(folder) if checkpoint.latest(run.path)][-1]
         split = pack.split("val")
         classifier = load(run.path, "cpu")
         found = predict_split(
@@ -310,7 +318,8 @@ def draw(points: Sequence[Point], path: Path) -> None:
     figure, axes = new_figure(height=4.2)
     sides = dict.fromkeys(point.side for point in points)
     ours = [side for side in sides if side not in PEERS.values()]
-    colours = dict(zip([*ours, *PEERS.values()], [ACCENT, MUTED, WARM], strict=False))
+    own_colours = [(ACCENT, INK)[n % 2] for n in range(len(ours))]
+    colours = dict(zip([*ours, *PEERS.values()], [*own_colours, MUTED, WARM], strict=True))
     end = max(point.minutes for point in points)
     ends: list[tuple[float, str]] = []
     for side in sides:

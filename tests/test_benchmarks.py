@@ -189,20 +189,20 @@ def test_a_mark_is_reached_by_the_first_point_at_or_above_it():
 
 def raced(out, monkeypatch, speeds, turns):
     """A race of sides that make so many minutes a turn; None ends the process in that turn."""
-    stood = {"x": 0.0, "best": 0.0}
+    stood = dict.fromkeys(speeds, 0.0)
 
     def child(script, *words):
-        side = "x" if script.name == "race.py" else "best"
+        side = words[words.index("--turn") + 1] if script.name == "race.py" else "best"
         turn = turns.pop(0)
         if turn is None:
             sys.exit("killed")
         stood[side] += speeds[side]
         step = int(10 * stood[side])
         found = {"seconds": 60 * stood[side], "step": step, "epochs": step / 7, "top1_percent": stood[side]}
-        return found | ({"finished": step >= 60} if side == "x" else {})
+        return found | ({} if side == "best" else {"finished": step >= 60})
 
     monkeypatch.setattr(measuring, "child", child)
-    plan = race.Plan({"name": "x"}, 0, 6.0, 2.0, {"best": 60})
+    plan = race.Plan({side: {} for side in speeds if side != "best"}, 0, 6.0, 2.0, {"best": 60})
     (out / "forms").mkdir(parents=True, exist_ok=True)
     forms = measuring.Forms(out, True, out / "train", out / "val", out / "pack")
     return lambda: race.raced(out, plan, forms)
@@ -217,6 +217,14 @@ def test_sides_take_turns_until_all_have_ended(tmp_path, monkeypatch):
     assert (tmp_path / "race.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_several_recipes_race_at_once(tmp_path, monkeypatch):
+    found = raced(tmp_path, monkeypatch, {"x": 2.0, "y": 4.0, "best": 6.0}, [1] * 9)()
+    assert [(p.side.removeprefix("tinlab, ")[0], p.minutes) for p in found] == [
+        ("x", 2.0), ("y", 4.0), ("p", 6.0), ("x", 4.0), ("x", 6.0), ("y", 8.0),
+    ]  # fmt: skip
+    assert (tmp_path / "race.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_race_goes_on_after_it_was_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(race, "draw", lambda *_: None)
     run = raced(tmp_path, monkeypatch, {"x": 2.0, "best": 3.0}, [1, 1, None, *[1] * 9])
@@ -228,16 +236,16 @@ def test_a_race_goes_on_after_it_was_ended(tmp_path, monkeypatch):
 def test_own_turns_add_up_to_the_whole_training(shapes_pack, shapes_folder, tiny_recipe, tmp_path):
     forms = measuring.forms_of(shapes_folder, tmp_path / "forms")
     recipe = changed(tiny_recipe, ["data.train_split=train+tune"])
-    plan = race.Plan(recipe.model_dump(mode="json"), 0, 1.0, 1.0, {})
+    plan = race.Plan({"tiny": recipe.model_dump(mode="json")}, 0, 1.0, 1.0, {})
     (tmp_path / "plan.json").write_text(json.dumps(vars(plan)))
-    first = race.own_turn(tmp_path, 0)
+    first = race.own_turn(tmp_path, "tiny", 0)
     assert 0 < first["step"] < 12
     assert not first["finished"]
-    last = race.own_turn(tmp_path, 60)
+    last = race.own_turn(tmp_path, "tiny", 60)
     assert (last["step"], last["finished"]) == (12, True)
     assert last["epochs"] == pytest.approx(12 * 16 / len(Pack.open(forms.pack).split("train+tune")))
     assert last["seconds"] > first["seconds"]
-    assert race.own_turn(tmp_path, 60) == last
+    assert race.own_turn(tmp_path, "tiny", 60) == last
 
 
 def written(folder):

@@ -18,6 +18,7 @@ from tinlab.recipes import best, demo, fast, ma, shcherbina, sun, yu
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo.demo,
     "fast_cpu": fast.fast_cpu,
+    "fast_cpu_56": fast.fast_cpu_56,
     "fast_cpu_pruned": fast.fast_cpu_pruned,
     "fast_gpu": fast.fast_gpu,
     "best": best.best,
