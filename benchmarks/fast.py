@@ -207,13 +207,11 @@ def trained(args: argparse.Namespace, recipe: Any, pack: Any, seed: int, split: 
     from tinlab.training import loop
 
     folder = args.out / "runs"
-    options: dict[str, Any] = {
-        "device": args.device, "final_split": split, "warm_up": True, "checkpoint_seconds": NEVER,
-    }  # fmt: skip
+    options: dict[str, Any] = {"device": args.device, "warm_up": True, "checkpoint_seconds": NEVER}
     run = find_run(folder, recipe, seed, pack.digest)
     if run is not None:
         return loop.resume(run.path, pack=pack, **options)
-    return loop.train(recipe, pack, folder, seed=seed, **options)
+    return loop.train(recipe, pack, folder, seed=seed, final_split=split, **options)
 
 
 def say(text: str) -> None:

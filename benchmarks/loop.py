@@ -120,10 +120,11 @@ def loop(steps: int, pack: Path) -> float:
     tune_process()
     from tinlab.data.pack import Pack
     from tinlab.training import loop as training
+    from tinlab.training.progress import Progress
 
     times: dict[int, float] = {}
 
-    def watch(progress: training.Progress) -> None:
+    def watch(progress: Progress) -> None:
         times[progress.step] = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as out:

@@ -20,7 +20,7 @@ from tinlab.data.pack import Pack
 from tinlab.data.packing import pack
 from tinlab.data.shapes import render
 from tinlab.recipe import Data, Flip, Model, Optimizer, Recipe, Schedule, changed
-from tinlab.training import loop
+from tinlab.training import endings, loop
 
 RECIPE = Recipe(
     name="small",
@@ -75,7 +75,7 @@ def final_loss(recipe: Recipe, rate: float, data: Pack, seed: int) -> float:
                 device="cpu",
                 final_split="tune",
             )
-        except loop.Diverged:
+        except endings.Diverged:
             return math.inf
         losses = [point["loss"] for point in run.metrics() if point["kind"] == "train"]
     return statistics.mean(losses[-max(1, len(losses) // 10) :])

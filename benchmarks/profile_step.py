@@ -119,6 +119,7 @@ def profile(stated: dict[str, Any], place: Path, steps: int) -> dict[str, Any]:
     from tinlab.data.pack import Pack
     from tinlab.recipe import changed, parse_recipe
     from tinlab.training import loop
+    from tinlab.training.progress import Progress
 
     length = [
         "schedule.epochs=null", f"schedule.steps={WARMUP + 2 * steps}", "evaluate_every_epochs=1000",
@@ -127,7 +128,7 @@ def profile(stated: dict[str, Any], place: Path, steps: int) -> dict[str, Any]:
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     marks: list[float] = []
 
-    def watch(progress: loop.Progress) -> None:
+    def watch(progress: Progress) -> None:
         if progress.step not in (WARMUP, WARMUP + steps, WARMUP + 2 * steps):
             return
         marks.append(time.perf_counter())

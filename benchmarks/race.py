@@ -10,8 +10,8 @@ its training steps alone, reading and augmenting included; it stands still while
 The peers are benchmarks/peer.py as it stands, and with bf16 and channels-last memory: SGD at a rate of 0.1,
 momentum 0.9, flips and random crops as usual, a weight decay of 5e-4 and a cosine. Their speed is measured
 first, and the cosine ends after as many steps as they make in M minutes; M is by default what the longest
-recipe is expected to take by the speed of its network here. The same command goes on with what OUT holds. OUT/race.csv
-and OUT/race.png are written after every turn; `--publish` copies them to results/ and docs/.
+recipe is expected to take by the speed of its network here. The same command goes on with what OUT holds.
+OUT/race.csv and OUT/race.png are written after every turn; `--publish` copies them to results/ and docs/.
 """
 
 from __future__ import annotations
@@ -233,7 +233,8 @@ def own_turn(out: Path, name: str, seconds: float) -> dict[str, Any]:
     from tinlab.evaluation.predict import predict_split
     from tinlab.files import read_json
     from tinlab.recipe import parse_recipe
-    from tinlab.training import checkpoint, loop
+    from tinlab.training import checkpoint, endings, loop
+    from tinlab.training.progress import Progress
 
     plan = Plan(**read_json(out / "plan.json"))
     pack = Pack.open(measuring.forms_of(out / "forms", out / "forms").pack)
@@ -242,7 +243,7 @@ def own_turn(out: Path, name: str, seconds: float) -> dict[str, Any]:
     began: float | None = None
     asked = False
 
-    def watch(_: loop.Progress) -> None:
+    def watch(_: Progress) -> None:
         nonlocal began, asked
         now = time.perf_counter()
         began = now if began is None else began
@@ -258,7 +259,7 @@ def own_turn(out: Path, name: str, seconds: float) -> dict[str, Any]:
             run = loop.resume(kept[-1].path, pack=pack, **how)
         else:
             run = loop.train(recipe, pack, folder, seed=plan.seed, **how)
-    except loop.TrainingStopped:
+    except endings.TrainingStopped:
         run = [run for run in runs.list_runs(folder) if checkpoint.latest(run.path)][-1]
         split = pack.split("val")
         classifier = load(run.path, "cpu")

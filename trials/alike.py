@@ -49,6 +49,7 @@ from tinlab.evaluation.tta import TTA
 from tinlab.files import read_json, write_json
 from tinlab.recipe import Data, Flip, Loss, Model, Optimizer, RandomResizedCrop, Recipe, Schedule, changed
 from tinlab.training import checkpoint, loop
+from tinlab.training.progress import Progress
 
 TESTS = "tests/reliability/test_numbers.py"
 PROMISES = tuple(
@@ -332,8 +333,8 @@ def resume(place: Path, seed: int) -> int:
     whole = loop.train(recipe, on, place / "whole", seed=seed, device="cpu")
     stops = sorted(rng.sample(range(2, 12), rng.choice((1, 2))))
 
-    def until(stop: int | None) -> Callable[[loop.Progress], None]:
-        def watch(progress: loop.Progress) -> None:
+    def until(stop: int | None) -> Callable[[Progress], None]:
+        def watch(progress: Progress) -> None:
             if progress.step == stop:
                 raise Stopped
 

@@ -222,6 +222,7 @@ def trained(epochs: int, place: Path) -> Trained:
 
     from tinlab.recipe import changed
     from tinlab.training import loop
+    from tinlab.training.progress import Progress
 
     on = alike.small_pack(place, seed=0)
     images = len(on.split("train"))
@@ -235,7 +236,7 @@ def trained(epochs: int, place: Path) -> Trained:
     recipe = changed(alike.recipe_of(alike.random.Random(0), knobs=0), changes)
     me, held = psutil.Process(), []
 
-    def watch(progress: loop.Progress) -> None:
+    def watch(progress: Progress) -> None:
         held.append((progress.epoch, me.memory_info().rss))
 
     loop.train(recipe, on, place / "runs", device="cpu", checkpoint_seconds=1, watch=watch)

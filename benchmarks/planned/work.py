@@ -53,7 +53,7 @@ def trained(work: Mapping[str, Any]) -> dict[str, Any]:
     from tinlab.errors import TinlabError
     from tinlab.recipe import parse_recipe
     from tinlab.study.trial import find_run
-    from tinlab.training import loop
+    from tinlab.training import endings, loop
 
     recipe, folder = parse_recipe(work["recipe"], "work"), Path(work["runs"])
     try:
@@ -68,7 +68,7 @@ def trained(work: Mapping[str, Any]) -> dict[str, Any]:
             run = loop.train(recipe, pack, folder, seed=work["seed"], **options)
         else:
             run = loop.resume(run.path, pack=pack, **options)
-    except (loop.TimeIsUp, loop.TrainingStopped) as error:
+    except (endings.TimeIsUp, endings.TrainingStopped) as error:
         return {"status": "paused", "run": str(error.run), "share": error.share, "error": None}
     except (TinlabError, RuntimeError) as error:
         return {"status": "failed", "error": " ".join(str(error).split())[:300]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,9 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        # Each rank on its own GPU, or all would hold memory on the first one.
+        own = os.environ.get("LOCAL_RANK") if device.type == "cuda" else None
+        torch.empty(1, device=device if own is None else f"cuda:{int(own) % torch.cuda.device_count()}")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise TinlabError(f"--device {name} cannot be used here ({reason}); try --device cpu") from error
@@ -34,6 +37,8 @@ def wait_for(device: torch.device) -> None:
     """Until `device` has done all that it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def choose_kernels(device: torch.device) -> None:

@@ -14,6 +14,7 @@ from tinlab.evaluation.metrics import Metrics
 from tinlab.report.page import write_report
 from tinlab.runs import Run
 from tinlab.training import loop
+from tinlab.training.progress import Watcher
 
 Count = Callable[[int, int], None]
 
@@ -47,7 +48,7 @@ def demo(
     device: str = "auto",
     say: Callable[[str], None] = print,
     count: Count | None = None,
-    watch: loop.Watcher | None = None,
+    watch: Watcher | None = None,
 ) -> Demo:
     """Run the main job on Tiny ImageNet where it is found, otherwise on a rendered stand-in, and say which.
 

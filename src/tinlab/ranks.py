@@ -137,6 +137,8 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # events and random numbers are the current device's
         yield ALONE, device
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -303,11 +305,20 @@ def _gathered(own: Tensor) -> tuple[Tensor, ...]:
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:
-    """Replace every batch norm of `model` by a SyncedBatchNorm with the same parameters and buffers."""
+    """Replace every batch norm of `model` by a SyncedBatchNorm with the same parameters and buffers.
+
+    Raises TinlabError where one does more than normalise over axis 1, such as timm's, which hold the
+    activation.
+    """
     for name, module in list(model.named_children()):
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             synchronise_batch_norm(module)
             continue
+        if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            raise TinlabError(
+                f"compute.sync_batch_norm: this network's {type(module).__name__} is more than a batch norm; "
+                "leave it out"
+            )
         synced = SyncedBatchNorm(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         )

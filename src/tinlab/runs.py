@@ -1,7 +1,7 @@
 """The run folder: what was trained, how, and what came out.
 
 recipe.json          the resolved recipe; can be given back to `tinlab train`
-run.json             seed, pack, preprocessing, when it began
+run.json             seed, pack, preprocessing, when it began, what it is measured on
 classes.json         ids and words, in the order of the network's outputs
 environment.json     hardware, versions, commit, pack digest, command
 metrics.jsonl        the curves, one JSON object a line
@@ -72,6 +72,10 @@ class Run:
     started_at: str
     launch: str | None = None
     """The torchrun that began it; None without one."""
+    final_split: str = "val"
+    """What it is measured on in the end."""
+    log_every: int | None = None
+    """Steps between two points of the training curve; None: by the length of a pass over the data."""
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -96,11 +100,13 @@ def create(
     preprocessing: Preprocessing,
     *,
     launch: str | None = None,
+    final_split: str = "val",
+    log_every: int | None = None,
 ) -> Run:
     """Make a new run folder inside `out`, named after the recipe, the seed and the time (UTC).
 
     It is made beside its place and renamed into it, so that a kill leaves no half run. `launch` names the
-    torchrun that began it.
+    torchrun that began it; the last two are as in Run.
     """
     started = datetime.now(UTC)
     name = f"{recipe.name}-s{seed}"
@@ -111,6 +117,8 @@ def create(
         "preprocessing": asdict(preprocessing),
         "started_at": started.isoformat(timespec="seconds"),
         "launch": launch,
+        "final_split": final_split,
+        "log_every": log_every,
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -166,10 +174,34 @@ def open_run(path: str | Path) -> Run:
             classes=tuple(ClassInfo(str(c["id"]), str(c["words"])) for c in classes),
             started_at=str(about["started_at"]),
             launch=about.get("launch"),
+            final_split=str(about.get("final_split", "val")),
+            log_every=None if (every := about.get("log_every")) is None else int(every),
         )
     except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"run.json or classes.json lacks {error}" if isinstance(error, KeyError) else error
         raise TinlabError(f"{path} is damaged ({reason}); restore its files, or train again") from error
+
+
+def pack_of(run: Run) -> Pack:
+    """The pack that the run was trained on. Raises TinlabError where it is gone, or has changed since."""
+    pack = Pack.open(run.pack)
+    if pack.digest != run.pack_digest:
+        raise TinlabError(
+            f"{pack.path} has changed since {run.path} was trained on it; name its pack with --data"
+        )
+    return pack
+
+
+def seen_in_training(run: Run, split: str) -> bool:
+    """Whether the network was trained on images of `split`: in this run, or in one that its weights are
+    from."""
+    if set(run.recipe.data.train_split.split("+")) & set(split.split("+")):
+        return True
+    weights = Path(run.recipe.model.weights or "").expanduser()
+    if run.recipe.model.weights is None or not weights.exists():
+        return False
+    origin = next((folder for folder in (weights, *weights.parents) if is_file(folder / "run.json")), None)
+    return origin is not None and seen_in_training(open_run(origin), split)
 
 
 def list_runs(out: Path) -> list[Run]:

@@ -17,7 +17,8 @@ from rich.text import Text
 from tinlab.files import harmless, plain
 
 if TYPE_CHECKING:
-    from tinlab.training import loop
+    from tinlab.training.progress import Progress as Standing
+    from tinlab.training.progress import Watcher
 
 LINE_SECONDS = 30
 """How often progress is written as a line where the output is no terminal."""
@@ -121,7 +122,7 @@ def counting(what: str, unit: str = "images") -> Iterator[Callable[[int, int | N
 
 
 @contextmanager
-def training() -> Iterator[loop.Watcher]:
+def training() -> Iterator[Watcher]:
     """The training's progress bar, or a line now and then where the output is no terminal."""
     if not err.is_terminal:
         yield _Lines()
@@ -136,7 +137,7 @@ def training() -> Iterator[loop.Watcher]:
     ) as bar:
         task = bar.add_task("train", total=None, numbers="", left="")
 
-        def watch(progress: loop.Progress) -> None:
+        def watch(progress: Standing) -> None:
             bar.update(
                 task,
                 total=progress.total_steps,
@@ -155,7 +156,7 @@ class _Lines:
     def __init__(self) -> None:
         self._last = 0.0
 
-    def __call__(self, progress: loop.Progress) -> None:
+    def __call__(self, progress: Standing) -> None:
         done = progress.step == progress.total_steps
         if time.monotonic() - self._last >= LINE_SECONDS or done:
             self._last = time.monotonic()
@@ -165,7 +166,7 @@ class _Lines:
             )
 
 
-def _numbers(progress: loop.Progress) -> str:
+def _numbers(progress: Standing) -> str:
     text = "" if progress.stage is None else f"{progress.stage} · "
     text += f"{progress.images_per_second:,.0f} images/s · loss {progress.loss:.3f}"
     text += f" · train {progress.top1_percent:.1f}%"

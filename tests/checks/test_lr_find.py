@@ -12,7 +12,7 @@ from tinlab.checks.trial_runs import CheckStopped, scratch
 from tinlab.drawing import save_png
 from tinlab.errors import TinlabError
 from tinlab.recipe import Data, Flip, Model, Optimizer, Recipe, Schedule, changed
-from tinlab.training import loop
+from tinlab.training import endings, loop
 
 RATES = np.geomspace(1e-6, 10, 200)
 
@@ -97,7 +97,7 @@ def test_the_rate_found_trains_better_than_one_100_times_as_low_or_high(found, r
         chosen = changed(recipe, [f"optimizer.peak_lr={rate}", "data.image_sizes=[32]"])
         try:
             run = loop.train(chosen, shapes_pack, tmp_path, device="cpu", final_split="tune")
-        except loop.Diverged:
+        except endings.Diverged:
             return math.inf
         losses = [point["loss"] for point in run.metrics() if point["kind"] == "train"]
         return float(np.mean(losses[-6:]))
@@ -162,7 +162,7 @@ def test_the_chart_says_in_words_what_it_shows(found, tmp_path):
 
 
 def test_a_stopped_check_does_not_name_a_run_that_is_gone(tmp_path):
-    stopped = loop.TrainingStopped(tmp_path, 3, 9, 15)
+    stopped = endings.TrainingStopped(tmp_path, 3, 9, 15)
     with pytest.raises(CheckStopped, match="nothing of it is kept") as error, scratch("the check"):
         raise stopped
     assert error.value.exit_code == 143

@@ -35,6 +35,12 @@ def test_the_layers_add_up(name):
     assert found.expected_blocks < found.blocks
 
 
+def test_a_branch_that_is_sometimes_left_out_counts_once():
+    found = summarise(recipe.Model(name="trinext", final_survival=0.5), 10, 32)
+    # The products of attention are of no single layer.
+    assert 0.99 < sum(layer.multiply_adds for layer in found.layers) / found.multiply_adds <= 1
+
+
 def test_activations_are_what_a_training_step_keeps():
     """Against the tensors that autograd really saves in a bf16 step, counted by their storage."""
     knobs = recipe.Model(name="resnet18", width=8, stem="small")

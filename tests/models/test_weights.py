@@ -201,7 +201,7 @@ def test_fresh_layers_need_not_be_in_the_file(source, tmp_path):
     loaded = load(model, tmp_path / "file.safetensors", fresh_layers=("fc", "layer4"), **SMALL)
     assert loaded.classifier_kept_new
     with pytest.raises(
-        TinlabError, match="fresh_layers: 'layer5' matches no layer; they are called conv1, bn1"
+        TinlabError, match="fresh_layers: 'layer5' matches no layer with weights; they are called conv1, bn1"
     ):
         load(model, tmp_path / "file.safetensors", fresh_layers=("layer5",), **SMALL)
 

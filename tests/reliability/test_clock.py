@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tinlab import ranks, runs
 from tinlab.recipe import changed
 from tinlab.study.trial import find_run
-from tinlab.training import checkpoint, loop
+from tinlab.training import checkpoint, fitting, loop
 
 DAY = 86_400
 
@@ -67,7 +67,7 @@ def test_a_training_is_timed_stopped_and_gone_on_with(
 def test_runs_that_begin_in_one_second_or_before_each_other_have_folders_of_their_own(
     jumping, tiny_recipe, shapes_pack, tmp_path
 ):
-    shown = loop.preprocessing(tiny_recipe, shapes_pack)
+    shown = fitting.preprocessing(tiny_recipe, shapes_pack)
     made = [runs.create(tmp_path, tiny_recipe, 0, shapes_pack, shown).path for _ in range(12)]
     assert len(set(made)) == 12
     assert {run.path for run in runs.list_runs(tmp_path)} == set(made)

@@ -6,12 +6,11 @@ import torch
 from tinlab.cli.common import split_auto
 from tinlab.errors import TinlabError
 from tinlab.recipe import changed
-from tinlab.training import batch_size
+from tinlab.training import batch_size, optimizer
 from tinlab.training.batch_size import (
     find_batch_size,
     largest_batch,
     measured_in_a_process,
-    scaled_rates,
     searched,
     straight_line,
     with_batch_size,
@@ -95,6 +94,22 @@ def test_the_steps_that_a_gpu_is_tried_with_are_real_ones(tiny_recipe, shapes_pa
     assert any(not torch.equal(a, b) for a, b in zip(before, steps._model.parameters(), strict=True))
 
 
+def test_a_step_is_taken_on_as_many_images_as_are_tried(tiny_recipe, shapes_pack, monkeypatch):
+    seen = []
+    whole = batch_size.in_parts
+    monkeypatch.setattr(
+        batch_size,
+        "in_parts",
+        lambda model, inputs, batch, *rest: (
+            seen.append((len(inputs), len(batch.labels))) or whole(model, inputs, batch, *rest)
+        ),
+    )
+    steps = batch_size._Steps(tiny_recipe, shapes_pack, CPU)
+    for size in (8, 24):
+        steps.take(size)
+    assert seen == [(8, 8), (8, 8), (24, 24), (24, 24)]
+
+
 def test_what_fails_in_the_process_is_one_sentence(tiny_recipe, shapes_pack):
     with pytest.raises(
         TinlabError, match=r"batch of 1 could not be tried .*give schedule.batch_size a number"
@@ -107,9 +122,9 @@ def test_rates_follow_the_batch_where_asked(tiny_recipe):
     assert with_batch_size(tiny_recipe, 64).schedule.batch_size == 64
     assert with_batch_size(tiny_recipe, 64, scale_lr=True).optimizer.peak_lr == pytest.approx(0.2)
     adamw = changed(tiny_recipe, ["optimizer.name=adamw", "optimizer.nesterov=false"])
-    assert scaled_rates(adamw, 64) == {"peak_lr": 0.1}
+    assert optimizer.scaled_rates(adamw, 64) == {"peak_lr": 0.1}
     muon = changed(tiny_recipe, ["optimizer.name=muon", "optimizer.rest_lr=0.01"])
-    assert scaled_rates(muon, 4) == {"peak_lr": 0.025, "rest_lr": 0.005}
+    assert optimizer.scaled_rates(muon, 4) == {"peak_lr": 0.025, "rest_lr": 0.005}
     assert with_batch_size(muon, 4, scale_lr=True).optimizer.rest_lr == 0.005
 
 

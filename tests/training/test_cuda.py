@@ -6,7 +6,7 @@ import torch
 
 from tinlab import runs
 from tinlab.recipe import changed
-from tinlab.training import loop
+from tinlab.training import endings, loop
 
 pytestmark = [
     pytest.mark.cuda,
@@ -75,7 +75,7 @@ def test_compiled_it_learns_as_it_does_eager(graphs, recipe, shapes_pack, tmp_pa
 
 
 def test_a_run_in_pieces_ends(recipe, shapes_pack, tmp_path):
-    with pytest.raises(loop.TimeIsUp):
+    with pytest.raises(endings.TimeIsUp):
         loop.train(recipe, shapes_pack, tmp_path, device="cuda", stop_after_seconds=1e-9, warm_up=True)
     (run,) = runs.list_runs(tmp_path)
     done = loop.resume(run.path, device="cuda", warm_up=True)

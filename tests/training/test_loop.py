@@ -13,7 +13,7 @@ from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.metrics import measure
 from tinlab.files import read_json
 from tinlab.recipe import changed
-from tinlab.training import checkpoint, loop
+from tinlab.training import checkpoint, endings, fitting, loop
 from tinlab.training.step import size_at
 
 
@@ -83,12 +83,12 @@ def test_normalisation_uses_the_images_that_are_trained_on(tiny_recipe, shapes_p
     for split in ("train", "train+tune"):
         recipe = changed(tiny_recipe, [f"data.train_split={split}"])
         values = shapes_pack.split(split).images.astype(np.float64) / 255
-        shown = loop.preprocessing(recipe, shapes_pack)
+        shown = fitting.preprocessing(recipe, shapes_pack)
         assert shown.mean == pytest.approx(values.mean((0, 1, 2)), abs=1e-4)
         assert shown.std == pytest.approx(values.std((0, 1, 2)), abs=1e-4)
-    scale = loop.preprocessing(changed(tiny_recipe, ["data.normalise=scale"]), shapes_pack)
+    scale = fitting.preprocessing(changed(tiny_recipe, ["data.normalise=scale"]), shapes_pack)
     assert (scale.mean, scale.std) == ((0, 0, 0), (1, 1, 1))
-    mean = loop.preprocessing(changed(tiny_recipe, ["data.normalise=mean"]), shapes_pack)
+    mean = fitting.preprocessing(changed(tiny_recipe, ["data.normalise=mean"]), shapes_pack)
     assert min(mean.mean) > 0.1
     assert mean.std == (1, 1, 1)
 
@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(
     recipe = changed(
         tiny_recipe, ["optimizer.peak_lr=1e9", "schedule.warmup_fraction=0.5", "compute.precision=fp32"]
     )
-    with pytest.raises(loop.Diverged, match=r"not finite at step \d+ \(learning rate .*peak_lr"):
+    with pytest.raises(endings.Diverged, match=r"not finite at step \d+ \(learning rate .*peak_lr"):
         loop.train(recipe, shapes_pack, tmp_path, device="cpu", checkpoint_seconds=checkpoint_seconds)
     (run,) = runs.list_runs(tmp_path)
     assert run.result is None
@@ -195,3 +195,15 @@ def test_what_selects_measures_on_tune_and_never_looks_at_val(tiny_recipe, shape
     assert run.result["images"] == len(shapes_pack.split("tune"))
     assert [path.name for path in (run.path / "predictions").iterdir()] == ["tune.safetensors"]
     assert {point["split"] for point in run.metrics() if point["kind"] == "eval"} == {"tune"}
+
+
+def test_a_run_that_goes_on_measures_what_it_was_begun_for(tiny_recipe, shapes_pack, tmp_path):
+    with pytest.raises(endings.TimeIsUp) as stopped:
+        loop.train(
+            tiny_recipe, shapes_pack, tmp_path, device="cpu", final_split="tune", log_every=1,
+            stop_after_seconds=0,
+        )  # fmt: skip
+    run = loop.resume(stopped.value.run, device="cpu")
+    assert run.result["split"] == "tune"
+    points = [point for point in run.metrics() if point["kind"] == "train"]
+    assert len(points) == run.result["steps"]

@@ -136,6 +136,7 @@ def test_what_is_said_has_the_figures_and_mends_in_order(tiny_recipe, tmp_path):
     mends = re.findall(r"--set ([\w.]+)=(\[[^]]*\]|[\w.]*\w)", words)
     assert mends == [
         ("schedule.batch_size", "32"),
+        ("optimizer.peak_lr", f"{recipe.optimizer.peak_lr / 2:g}"),
         ("schedule.accumulate", "2"),
         ("compute.precision", "bf16"),
         ("data.image_sizes", "[16, 24]"),

@@ -17,7 +17,6 @@ from tinlab.models import MODELS, build
 from tinlab.models.structure import smaller, structure_of
 from tinlab.models.summary import summarise_network
 from tinlab.training import checkpoint
-from tinlab.training.averaging import Lookahead, MovingAverage
 from tinlab.training.pruning import Masks, prune_channels
 from tinlab.training.sharpness import SharpnessAware
 
@@ -71,7 +70,7 @@ def test_one_threshold_holds_for_all_layers():
     assert torch.equal(model[2].weight, torch.tensor([[0.3, 0.0], [0.0, 2.0], [-4.0, 0.4]]))
     assert all(torch.equal(m.bias, bias) for m, bias in zip(weights(model), biases, strict=True))
     assert masks.sparsity() == 3 / 8
-    assert masks.sparsity_by_layer() == {"0.weight": 1 / 2, "2.weight": 2 / 6}
+    assert {name: int(mask.sum()) for name, mask in masks.tensors().items()} == {"0.weight": 1, "2.weight": 2}
     assert masks.tensors()["2.weight"].tolist() == [[False, True], [True, False], [False, False]]
 
 
@@ -209,21 +208,6 @@ def test_masked_gradients_leave_nothing_to_pruned_weights():
         for values in (climbed[1][name], p, p.grad, updater.state[p]["momentum_buffer"]):
             assert (values[mask] == 0).all()
             assert (values[~mask] != 0).any()
-
-
-def test_weights_beside_are_masked_too():
-    model = convolutional()
-    average, slow = MovingAverage(model, 0.9), Lookahead(model, steps=2, alpha=0.5)
-    masks = Masks.of(model)
-    masks.prune(0.5)
-    masks.apply_to(average.tensors())
-    masks.apply_to(slow.tensors())
-    for name, mask in masks.tensors().items():
-        for tensors in (average.tensors(), slow.tensors()):
-            assert (tensors[name][mask] == 0).all()
-            assert (tensors[name][~mask] != 0).all()
-    average.update(1)
-    assert (average.model[0].weight[masks.tensors()["0.weight"]] == 0).all()
 
 
 def test_masks_are_saved_beside_a_checkpoint(tmp_path):

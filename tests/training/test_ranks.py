@@ -187,3 +187,10 @@ def test_synchronised_batch_norms_keep_names_values_and_what_they_do_alone():
     assert sum(isinstance(m, SyncedBatchNorm) for m in synced.modules()) == 2
     assert all(torch.equal(t, before[name]) for name, t in synced.state_dict().items())
     assert torch.equal(synced(x), expected)
+
+
+def test_batch_norms_that_do_more_are_not_synchronised(tiny_recipe, shapes_pack, tmp_path):
+    recipe = changed(tiny_recipe, ["model.name=trinext", "model.width=null", "compute.sync_batch_norm=true"])
+    with pytest.raises(TinlabError, match=r"compute.sync_batch_norm: .* is more than a batch norm"):
+        loop.train(recipe, shapes_pack, tmp_path, device="cpu")
+    assert list(tmp_path.iterdir()) == []

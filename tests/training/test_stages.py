@@ -216,7 +216,8 @@ def test_a_stage_that_cannot_be_is_refused_by_name(tiny_recipe, stage, said):
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        ({"fresh": ["head*"]}, "stages.*no layer of the network is called 'head"),
+        ({"fresh": ["head*"]}, r"stages\.1\.fresh: 'head\*' matches no layer with weights"),
+        ({"fresh": ["maxpool"]}, r"stages\.1\.fresh: 'maxpool' matches no layer with weights"),
         ({"prune": {"kind": "magnitude", "share": 0.5, "keep": ["nothing"]}}, r"stages\.1\.prune\.keep"),
         ({"changes": {"optimizer.layer_rates": [{"layers": "*", "factor": 0}]}}, "nothing would be trained"),
         ({"changes": {"optimizer.layer_rates": [{"layers": "x", "factor": 0}]}}, "optimizer.layer_rates"),
@@ -238,6 +239,24 @@ def test_weights_before_channels_is_refused(tiny_recipe):
             {"prune": {"kind": "magnitude", "share": 0.5}},
             {"prune": {"kind": "channels", "share": 0.5}},
         )
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"prune": {"kind": "magnitude", "share": 0.6, "keep": ["fc"]}}, "the same 'keep' in all stages"),
+        ({"prune": {"kind": "magnitude", "share": 0.4}}, "a share of 0.4 of the weights is pruned after 0.5"),
+        ({"changes": {"model.width": 16}}, r"stages\.1: its network has other weights"),
+    ],
+)
+def test_what_is_pruned_for_good_cannot_come_back(tiny_recipe, shapes_pack, tmp_path, stage, said):
+    def trained():
+        recipe = staged(tiny_recipe, {"prune": {"kind": "magnitude", "share": 0.5}}, stage)
+        loop.train(recipe, shapes_pack, tmp_path, device="cpu")
+
+    with pytest.raises(TinlabError, match=said):
+        trained()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_digest_tells_stages_apart(tiny_recipe):

@@ -10,7 +10,7 @@ from tinlab import load
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.recipe import changed
-from tinlab.training import loop
+from tinlab.training import endings, loop
 
 ANEW = ["data.precise_bn_images=100", "compute.precision=fp32"]
 
@@ -59,7 +59,7 @@ def test_they_change_what_is_measured_and_not_what_is_learnt(tiny_recipe, shapes
 def test_a_resumed_run_has_the_same(tiny_recipe, shapes_pack, tmp_path, more):
     recipe = changed(tiny_recipe, [*ANEW, *more])
     whole = train(recipe, shapes_pack, tmp_path / "whole")
-    with pytest.raises(loop.TimeIsUp):
+    with pytest.raises(endings.TimeIsUp):
         train(recipe, shapes_pack, tmp_path / "parts", stop_after_seconds=0)
     (part,) = (tmp_path / "parts").iterdir()
     resumed = loop.resume(part, device="cpu")

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tinlab import runs
 from tinlab.recipe import changed
-from tinlab.training import checkpoint, loop, warm_up
+from tinlab.training import checkpoint, endings, loop, warm_up
 from tinlab.training.curves import Meter
 
 
@@ -79,7 +79,7 @@ def test_it_is_taken_with_every_size_and_is_not_on_the_clock(tiny_recipe, shapes
 def test_a_resumed_run_warms_up_too_and_ends_as_if_it_had_not(tiny_recipe, shapes_pack, tmp_path):
     recipe = changed(tiny_recipe, ["schedule.steps=5", "optimizer.ema_decay=0.9"])
     whole = loop.train(recipe, shapes_pack, tmp_path / "whole", seed=1, device="cpu")
-    with pytest.raises(loop.TimeIsUp, match=r"after step 1 of 5.*--resume") as stopped:
+    with pytest.raises(endings.TimeIsUp, match=r"after step 1 of 5.*--resume") as stopped:
         loop.train(
             recipe,
             shapes_pack,
@@ -91,7 +91,7 @@ def test_a_resumed_run_warms_up_too_and_ends_as_if_it_had_not(tiny_recipe, shape
         )
     assert (stopped.value.exit_code, stopped.value.share) == (75, 0.2)
     (run,) = runs.list_runs(tmp_path / "parts")
-    with pytest.raises(loop.TimeIsUp, match="step 2 of 5"):
+    with pytest.raises(endings.TimeIsUp, match="step 2 of 5"):
         loop.resume(run.path, device="cpu", stop_after_seconds=1e-9, warm_up=True)
     done = loop.resume(run.path, device="cpu", stop_after_seconds=1000, warm_up=True)
     assert same(weights(whole), weights(done))

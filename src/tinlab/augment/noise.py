@@ -40,6 +40,8 @@ def salt(planes: Tensor, share: Tensor, noise: Tensor, black: Tensor, white: Ten
 
     The tails together hold `share`, (B,), of the pixels; `black` and `white` are (3,).
     """
-    edge = torch.special.ndtri(1 - share.to(torch.float64) / 2).to(torch.float32)[:, None, None, None]
+    where = "cpu" if share.device.type == "mps" else share.device  # MPS has no float64
+    edge = torch.special.ndtri(1 - share.to(where, torch.float64) / 2)
+    edge = edge.to(share.device, torch.float32)[:, None, None, None]
     x = torch.where(noise > edge, white[:, None, None], planes)
     return torch.where(noise < -edge, black[:, None, None], x)

@@ -23,14 +23,31 @@ class Targeted:
         self._hard = hard
         self.classes = classes
 
+    @property
+    def classes(self) -> Sequence[int]:
+        return self._classes
+
+    @classes.setter
+    def classes(self, classes: Sequence[int]) -> None:
+        self._classes = classes
+        self._wanted: Tensor | None = None  # the same, on the device of the batches
+
     def inputs(self, batch: Batch, size: int) -> tuple[Tensor, Batch]:
         """As Policy.inputs."""
         x = self._policy.apply(batch.images, batch.epochs, batch.samples, size, batch.variants)
-        if self.classes:
-            wanted = torch.tensor(self.classes, device=batch.labels.device)
-            rows = torch.isin(batch.labels, wanted).nonzero().squeeze(1)  # (K,)
+        if not self._classes:
+            return self._policy.mix(x, batch)
+        if self._wanted is None:
+            self._wanted = torch.tensor(self._classes, device=batch.labels.device)
+        hard = torch.isin(batch.labels, self._wanted)  # (B,)
+        if hard.device.type == "cpu":
+            rows = hard.nonzero().squeeze(1)  # (K,)
             if len(rows):
                 x[rows] = self._hard.apply(batch.images[rows], batch.epochs[rows], batch.samples[rows], size)
+        else:
+            # Of all, so that the host need not wait to know how many.
+            every = self._hard.apply(batch.images, batch.epochs, batch.samples, size)
+            x = torch.where(hard[:, None, None, None], every, x)
         return self._policy.mix(x, batch)
 
 

@@ -19,7 +19,7 @@ from tinlab.augment.policy import Policy
 from tinlab.compute import place, resolve_device
 from tinlab.data.batches import Batch, Batches
 from tinlab.data.pack import Pack
-from tinlab.evaluation.predict import forward
+from tinlab.evaluation.predict import forward, normalised
 from tinlab.recipe import Recipe
 from tinlab.runs import Run
 from tinlab.training import checkpoint
@@ -131,7 +131,7 @@ def look_at(run: Run, pack: Pack, device_name: str) -> Look:
     # As the loop does it, so that these are the weights that it began with.
     torch.manual_seed(run.seed)
     model = models.build(recipe.model, len(run.classes), image_size=shown.network_size)
-    models.begin(model, recipe.model, Policy((), mean, std, run.seed).normalise(first.images))
+    models.begin(model, recipe.model, normalised(shown, first.images))
     model = place(model, recipe.compute, device)
     began = [p.detach().clone() for p in model.parameters()]
     last = checkpoint.latest(run.path)

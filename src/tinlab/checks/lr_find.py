@@ -27,7 +27,8 @@ from tinlab.checks.trial_runs import Enough, scratch
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
 from tinlab.recipe import Recipe, Schedule
-from tinlab.training import loop
+from tinlab.training import endings, loop
+from tinlab.training.progress import Progress, Watcher
 from tinlab.training.schedule import learning_rate
 
 KEPT = 0.95
@@ -101,7 +102,7 @@ def lr_find(
     steps: int = 200,
     seed: int = 0,
     device: str = "auto",
-    watch: loop.Watcher | None = None,
+    watch: Watcher | None = None,
 ) -> RangeTest:
     """Train `recipe` on `pack` for at most `steps` steps, as the rate climbs from `low` to `high`.
 
@@ -133,7 +134,7 @@ def lr_find(
             )
         except Enough:
             ended = "rose" if recorder.rose else "range"
-        except loop.Diverged:
+        except endings.Diverged:
             ended = "diverged"
     if len(recorder.losses) < 2:
         raise TinlabError(
@@ -242,14 +243,14 @@ def marked(rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[f
 class _Recorder:
     """A watcher that notes the loss of each step, and ends the training where that is enough."""
 
-    def __init__(self, climbing: Recipe, watch: loop.Watcher | None) -> None:
+    def __init__(self, climbing: Recipe, watch: Watcher | None) -> None:
         self._recipe = climbing
         self._watch = watch
         self.rates: list[float] = []
         self.losses: list[float] = []
         self.rose = False
 
-    def __call__(self, progress: loop.Progress) -> None:
+    def __call__(self, progress: Progress) -> None:
         if self._watch is not None:
             self._watch(progress)
         self.losses.append(progress.loss)
@@ -259,7 +260,7 @@ class _Recorder:
         if self.rose or progress.step == progress.total_steps:
             raise Enough
 
-    def _rate(self, step: int, progress: loop.Progress) -> float:
+    def _rate(self, step: int, progress: Progress) -> float:
         return learning_rate(
             self._recipe.schedule, self._recipe.optimizer.peak_lr, step, progress.total_steps
         )

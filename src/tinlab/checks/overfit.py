@@ -29,8 +29,9 @@ from tinlab.evaluation.metrics import NotFinite
 from tinlab.models.depth import KINDS
 from tinlab.recipe import Recipe, Schedule
 from tinlab.runs import Run
-from tinlab.training import loop
-from tinlab.training.batch_size import scaled_rates
+from tinlab.training import endings, fitting, loop
+from tinlab.training.optimizer import scaled_rates
+from tinlab.training.progress import Progress, Watcher
 
 STEPS = 300
 """Budget in steps where none is given."""
@@ -99,7 +100,7 @@ def overfit(
     steps: int = STEPS,
     seed: int = 0,
     device: str = "auto",
-    watch: loop.Watcher | None = None,
+    watch: Watcher | None = None,
 ) -> Overfit:
     """Train `recipe` on `images` images of its training split alone, without regularisation, until all of
     them are right in evaluation mode or `steps` steps are over.
@@ -114,7 +115,7 @@ def overfit(
         raise TinlabError(f"--images {images}: two or more are needed, which the network must tell apart")
     if steps < 2:
         raise TinlabError(f"--steps {steps} are too few to learn anything; leave it out for {STEPS}")
-    loop.recipe_fits(recipe, pack)
+    fitting.recipe_fits(recipe, pack)
     split = pack.split(recipe.data.train_split)
     if images > len(split):
         raise TinlabError(
@@ -124,7 +125,7 @@ def overfit(
     labels = len(np.unique(split.labels[rows]))
     if labels < 2:
         raise TinlabError(f"the {images} images have one label, which teaches nothing; give more --images")
-    size = loop.network_size(recipe, pack)
+    size = fitting.network_size(recipe, pack)
     bare, switched_off = without_regularisation(recipe, size)
     bare, set_too = _for_the_check(bare, images, steps, size)
     recorder = _Stopper(watch)
@@ -144,7 +145,7 @@ def overfit(
             )
         except Enough:
             pass
-        except (loop.Diverged, NotFinite) as error:
+        except (endings.Diverged, NotFinite) as error:
             stopped = str(error).partition(";")[0]
         run = recorder.run
         assert run is not None
@@ -288,14 +289,14 @@ def _curve(run: Run, kind: str) -> Curve:
 class _Stopper:
     """A watcher that ends the training once every image was right."""
 
-    def __init__(self, watch: loop.Watcher | None) -> None:
+    def __init__(self, watch: Watcher | None) -> None:
         self._watch = watch
         self.run: Run | None = None
 
     def started(self, run: Run) -> None:
         self.run = run
 
-    def __call__(self, progress: loop.Progress) -> None:
+    def __call__(self, progress: Progress) -> None:
         if self._watch is not None:
             self._watch(progress)
         if progress.held_out_top1_percent == 100:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.errors import TinlabError
-from tinlab.training.loop import TrainingStopped
+from tinlab.training.endings import TrainingStopped
 
 
 class Enough(Exception):

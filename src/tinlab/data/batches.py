@@ -37,7 +37,7 @@ class Batch:
 class Batches:
     """The endless stream of training batches over some rows of a split.
 
-    The images stay memory-mapped, or lie on the device where `resident` says so (None: where that is a GPU);
+    The images stay memory-mapped, or lie on the device where `resident` says so (None: where that is CUDA);
     a batch is then put together there, and the host neither waits for the device nor copies anything but a
     permutation a pass. A row may be there several times, as fixed copies that `variants`, int64 and as long
     as `rows`, tells apart. Of several ranks each gets the images at the places `shard` of every batch. The
@@ -86,7 +86,7 @@ class Batches:
             chosen[here] = self.order(int(epoch))[places[here]]
         samples = self.rows[chosen]
         return Batch(
-            images=torch.from_numpy(self._images[samples]),  # (B, H, W, 3)
+            images=torch.from_numpy(self._images[samples]).to(self.device),  # (B, H, W, 3)
             labels=torch.from_numpy(self._labels[samples]).to(self.device),
             samples=torch.from_numpy(samples).to(self.device),
             epochs=torch.from_numpy(epochs).to(self.device),

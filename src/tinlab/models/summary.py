@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinlab import models, recipe
 from tinlab.errors import TinlabError
-from tinlab.models.depth import Survival, expected_blocks, residual_blocks
+from tinlab.models.depth import KINDS, expected_blocks, residual_blocks
 from tinlab.models.fits import REFUSALS, outline_of, reason
 
 BATCH = 2
@@ -128,7 +128,7 @@ def _layers(
     root = type(model).__name__
     for name, shape in shapes.items():
         layer = layers[name]
-        if isinstance(layer, nn.Identity | Survival):
+        if isinstance(layer, (nn.Identity, *KINDS)):
             continue
         yield Layer(
             name=name,

@@ -166,10 +166,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return _without_prefixes(_unwrapped(read, path))
 
 
-def fresh_names(own: Iterable[str], patterns: Iterable[str]) -> set[str]:
+def fresh_names(
+    own: Iterable[str], patterns: Iterable[str], *, field: str = "model.fresh_layers"
+) -> set[str]:
     """The names in `own` that are, or lie beneath, a layer that one of `patterns` matches.
 
-    Raises TinlabError for a pattern that matches none.
+    Raises TinlabError, which begins with `field`, for a pattern that matches none.
     """
     own = list(own)
     found: set[str] = set()
@@ -178,7 +180,7 @@ def fresh_names(own: Iterable[str], patterns: Iterable[str]) -> set[str]:
         if not matched:
             layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in own))
             raise TinlabError(
-                f"model.fresh_layers: '{pattern}' matches no layer; they are called {_some(layers)}"
+                f"{field}: '{pattern}' matches no layer with weights; they are called {_some(layers)}"
             )
         found |= matched
     return found
@@ -196,8 +198,9 @@ def _file_at(path: Path) -> Path:
     if not path.exists():
         raise TinlabError(f"model.weights: there is no {path}; give 'imagenet', a file, or a run folder")
     if path.is_dir():
-        folders = sorted(place for place in (path / "checkpoints").glob("step-*") if place.is_dir())
-        place = folders[-1] if folders else path
+        from tinlab.training import checkpoint
+
+        place = checkpoint.latest(path) or path
         averaged = place / "ema.safetensors"
         path = averaged if averaged.is_file() else place / "model.safetensors"
         if not path.is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -218,6 +219,15 @@ class Recipe(Knobs):
         kinds = [stage.prune.kind for stage in self.stages if stage.prune is not None]
         if "channels" in kinds and "magnitude" in kinds[: kinds.index("channels")]:
             raise ValueError("stages: prune channels before single weights, whose places would change")
+        sparse = [s.prune for s in self.stages if isinstance(s.prune, MagnitudePruning)]
+        for before, after in itertools.pairwise(sparse):
+            if set(after.keep) != set(before.keep):
+                raise ValueError("stages: single weights are pruned with the same 'keep' in all stages")
+            if after.share < before.share:
+                raise ValueError(
+                    f"stages: a share of {after.share:g} of the weights is pruned after {before.share:g}, "
+                    "and what is pruned stays so; let the shares rise"
+                )
         return self
 
     @property

@@ -108,7 +108,7 @@ def check(recipes: Iterable[Recipe], settings: Settings, device: str | None) -> 
     one sentence at once, rather than in a row for each run later."""
     from tinlab import models
     from tinlab.compute import resolve_device
-    from tinlab.training.loop import network_size, recipe_fits
+    from tinlab.training.fitting import network_size, recipe_fits
 
     if device is not None:
         resolve_device(device)

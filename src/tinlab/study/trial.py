@@ -87,14 +87,11 @@ def _train(work: Work) -> None:
 
         torch.set_num_threads(work.threads)
         pack = Pack.open(work.pack)
-        options: dict[str, Any] = {
-            "device": work.device,
-            "checkpoint_seconds": work.checkpoint_seconds,
-            "final_split": work.final_split,
-        }
+        options: dict[str, Any] = {"device": work.device, "checkpoint_seconds": work.checkpoint_seconds}
         run = find_run(Path(work.runs), work.recipe, work.seed, pack.digest)
         if run is None:
-            loop.train(work.recipe, pack, Path(work.runs), seed=work.seed, **options)
+            split = work.final_split
+            loop.train(work.recipe, pack, Path(work.runs), seed=work.seed, final_split=split, **options)
         else:
             loop.resume(run.path, pack=pack, **options)
 

@@ -23,7 +23,7 @@ from tinlab.data.batches import Batches, chosen_rows
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
 from tinlab.recipe import Recipe, changed
-from tinlab.training import loop, optimizer
+from tinlab.training import fitting, optimizer
 from tinlab.training.averaging import Lookahead, MovingAverage
 from tinlab.training.memory import Peak, free_bytes, gigabytes, is_out_of_memory, resident_peak_bytes
 from tinlab.training.penalties import Penalties
@@ -96,7 +96,7 @@ def find_batch_size(recipe: Recipe, pack: Pack, device: torch.device) -> FoundBa
     Of a recipe with stages it is the one with the largest images. Raises TinlabError where not even the
     smallest batch fits.
     """
-    loop.recipe_fits(recipe, pack)
+    fitting.recipe_fits(recipe, pack)
     recipe = max(recipe.phases, key=lambda phase: max(phase.data.image_sizes))
     images = len(
         chosen_rows(pack.split(recipe.data.train_split), recipe.data.images_per_class, recipe.data.images)
@@ -157,18 +157,12 @@ def straight_line(peaks: dict[int, int]) -> Callable[[int], int]:
     return lambda batch_size: math.ceil(low + slope * (batch_size - small))
 
 
-def scaled_rates(recipe: Recipe, batch_size: int) -> dict[str, float]:
-    """The optimizer's rates for another batch size: SGD's in proportion to it (Goyal et al. 2017), those of
-    the others, which divide by the gradient's size, to its square root (Malladi et al. 2022)."""
-    ratio = batch_size / recipe.schedule.batch_size
-    return recipe.optimizer.rates_times(ratio if recipe.optimizer.name == "sgd" else math.sqrt(ratio))
-
-
 def with_batch_size(recipe: Recipe, batch_size: int, *, scale_lr: bool = False) -> Recipe:
-    """`recipe` with another batch size, and with `scale_lr` with `scaled_rates`."""
+    """`recipe` with another batch size, and with `scale_lr` with `optimizer.scaled_rates`."""
     changes = [f"schedule.batch_size={batch_size}"]
     if scale_lr:
-        changes += [f"optimizer.{name}={rate!r}" for name, rate in scaled_rates(recipe, batch_size).items()]
+        rates = optimizer.scaled_rates(recipe, batch_size)
+        changes += [f"optimizer.{name}={rate!r}" for name, rate in rates.items()]
     return changed(recipe, changes)
 
 
@@ -177,10 +171,9 @@ class _Steps:
 
     def __init__(self, recipe: Recipe, pack: Pack, device: torch.device) -> None:
         self._recipe, self._device = recipe, device
-        shown = loop.preprocessing(recipe, pack)
-        split = pack.split(recipe.data.train_split)
-        rows = chosen_rows(split, recipe.data.images_per_class, recipe.data.images)
-        self._batches = Batches(split, rows, 1, 0, device)
+        shown = fitting.preprocessing(recipe, pack)
+        self._split = pack.split(recipe.data.train_split)
+        self._rows = chosen_rows(self._split, recipe.data.images_per_class, recipe.data.images)
         mean, std = (torch.tensor(values, device=device) for values in (shown.mean, shown.std))
         self._policy = Policy(recipe.augment, mean, std, 0)
         torch.manual_seed(0)
@@ -200,9 +193,9 @@ class _Steps:
 
     def take(self, batch_size: int) -> None:
         """Two steps: the second has the optimizer's memory beside its own."""
-        self._batches.batch_size = batch_size
+        batches = Batches(self._split, self._rows, batch_size, 0, self._device)
         for step in range(2):
-            inputs, batch = self._policy.inputs(self._batches.at(step), max(self._recipe.data.image_sizes))
+            inputs, batch = self._policy.inputs(batches.at(step), max(self._recipe.data.image_sizes))
 
             def backward(inputs: Any = inputs, batch: Any = batch) -> Any:
                 return in_parts(self._model, inputs, batch, self._recipe, self._penalties, self._scaling)

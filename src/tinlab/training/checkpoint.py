@@ -5,6 +5,7 @@
         optimizer.safetensors    momentum and the like, named STATE/PARAMETER, or STATE/#GROUP
         ema.safetensors          the moving average of the weights, where the recipe has one
         lookahead.safetensors    slow weights, where the recipe has some
+        masks.safetensors        which weights are pruned, where some are
         state.json               step, clocks, the open window of the training curve, loss scale, plateau,
                                  and what the optimizer keeps as plain numbers
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,82 +16,25 @@ from tinlab import models, runs
 from tinlab.augment.draws import seed_for_step
 from tinlab.augment.targeted import Targeted, hardest_classes
 from tinlab.compute import choose_kernels, resolve_device, wait_for
-from tinlab.data.pack import Pack, triple
+from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Metrics, measure
 from tinlab.evaluation.predict import predict_split
 from tinlab.files import FULL, refused, remove_leftovers, write_json
-from tinlab.models.layers import named_layers
 from tinlab.ranks import Ranks, first_here, joined, launch, lost, restarted
-from tinlab.recipe import ChannelPruning, Recipe
+from tinlab.recipe import Recipe
 from tinlab.runs import Preprocessing, Run
-from tinlab.training import checkpoint, optimizer, pruning, schedule, statistics
+from tinlab.training import checkpoint, schedule
 from tinlab.training.curves import Curves, Meter, Place, eval_point, train_point
+from tinlab.training.endings import OUT_OF_TIME, Diverged, TimeIsUp, TrainingStopped
+from tinlab.training.fitting import network_size, preprocessing, ranks_fit, recipe_fits
 from tinlab.training.memory import Peak, explain_out_of_memory, is_out_of_memory
-from tinlab.training.penalties import Penalties
+from tinlab.training.progress import Progress, Watcher, seconds_left
 from tinlab.training.schedule import Plateau
 from tinlab.training.signals import StopRequest
-from tinlab.training.stages import Left, Setup, Span, spans
+from tinlab.training.stages import Left, Setup, spans
 from tinlab.training.step import size_at, take_step
 from tinlab.training.warm_up import warm_up
-
-
-class TrainingStopped(TinlabError):
-    """A signal ended the training after a step; everything is saved."""
-
-    def __init__(self, run: Path, step: int, total_steps: int, signal_number: int) -> None:
-        name = signal.Signals(signal_number).name
-        super().__init__(
-            f"stopped by {name} after step {step} of {total_steps}; go on with: tinlab train --resume {run}"
-        )
-        self.exit_code = 128 + signal_number
-        self.on_every_rank = True
-        self.run, self.share = run, step / total_steps
-
-
-class TimeIsUp(TinlabError):
-    """The time that the training was given is over before it has finished; everything is saved."""
-
-    def __init__(self, run: Path, step: int, total_steps: int) -> None:
-        super().__init__(
-            f"not finished: the time is up after step {step} of {total_steps}; go on with: tinlab train "
-            f"--resume {run}"
-        )
-        self.exit_code = NOT_FINISHED
-        self.on_every_rank = True
-        self.run, self.share = run, step / total_steps
-
-
-NOT_FINISHED = 75
-"""Exit code of a training that is to be gone on with: EX_TEMPFAIL of sysexits.h, try again."""
-OUT_OF_TIME = 1 << 16
-"""Stands among the signals that end a training for the end of its time; no signal has this number."""
-
-
-class Diverged(TinlabError):
-    """The loss, or a weight, is no longer a finite number."""
-
-    on_every_rank = True
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a watcher is told after each step or now and then."""
-
-    step: int
-    total_steps: int
-    epoch: float
-    images_per_second: float
-    loss: float
-    top1_percent: float
-    image_size: int
-    seconds_left: float
-    held_out: str
-    held_out_top1_percent: float | None
-    stage: str | None = None
-
-
-Watcher = Callable[[Progress], None]
 
 
 def train(
@@ -112,7 +54,8 @@ def train(
 ) -> Run:
     """Train `recipe` on `pack` in a new run folder inside `out`, and measure it on `final_split`.
 
-    A checkpoint is written every `checkpoint_seconds` (0: after every step), after each stage and at the end.
+    A checkpoint is written every `checkpoint_seconds` (0: after every step), after each stage and at the end;
+    on several GPUs, and likewise where it stops, at the next point of the training curve.
     The training curve gets a point every `log_every` steps, by default POINTS_PER_EPOCH in a pass over the
     data. `started` is told the run once its folder is there; `watch` is told the progress, and what it raises
     ends the run there and then. What selects, such as a search, measures on `tune` in the end, so that it
@@ -134,13 +77,17 @@ def train(
     if first_here():
         pack.verify_once()
     with joined(resolve_device(device)) as (ranks, chosen):
+        ranks_fit(recipe, ranks)
         path = ""
         if ranks.first:
             again = _begun(out, recipe, seed, pack) if restarted() else None
-            run = again or runs.create(out, recipe, seed, pack, preprocessing(recipe, pack), launch=launch())
+            run = again or runs.create(
+                out, recipe, seed, pack, preprocessing(recipe, pack),
+                launch=launch(), final_split=final_split, log_every=log_every,
+            )  # fmt: skip
             path = str(run.path.resolve()) if ranks.count > 1 else str(run.path)
         run = runs.open_run(ranks.text(path, chosen))
-        how = How(checkpoint_seconds, final_split, log_every, ends_at, warm_up, watch, started)
+        how = How(checkpoint_seconds, ends_at, warm_up, watch, started)
         return _go(run, pack, chosen, ranks, how)
 
 
@@ -150,7 +97,6 @@ def resume(
     pack: Pack | None = None,
     device: str = "auto",
     checkpoint_seconds: float = 300,
-    final_split: str = "val",
     stop_after_seconds: float | None = None,
     warm_up: bool | None = None,
     watch: Watcher | None = None,
@@ -159,8 +105,8 @@ def resume(
     """Go on with the run in folder `path` from its last checkpoint, as `train` would have.
 
     On a CPU the final weights equal those of an uninterrupted run bit for bit; on another number of ranks
-    within rounding. Raises as `train` does, and TinlabError where the pack is not the one that the run began
-    with.
+    within rounding, where batch norms go by the whole batch. Raises as `train` does, and TinlabError where
+    the pack is not the one that the run began with.
     """
     ends_at = None if stop_after_seconds is None else time.perf_counter() + stop_after_seconds
     run = runs.open_run(path)
@@ -173,7 +119,8 @@ def resume(
     if run.result is None and first_here():
         pack.verify_once()
     with joined(resolve_device(device)) as (ranks, chosen):
-        how = How(checkpoint_seconds, final_split, None, ends_at, warm_up, watch, started)
+        ranks_fit(run.recipe, ranks)
+        how = How(checkpoint_seconds, ends_at, warm_up, watch, started)
         return _go(run, pack, chosen, ranks, how)
 
 
@@ -188,11 +135,9 @@ def _begun(out: Path, recipe: Recipe, seed: int, pack: Pack) -> Run | None:
 
 @dataclass(frozen=True)
 class How:
-    """What `train` and `resume` were asked besides the recipe; `ends_at` is by time.perf_counter()."""
+    """What `train` and `resume` were asked that the run does not say; `ends_at` is by time.perf_counter()."""
 
     checkpoint_seconds: float
-    final_split: str
-    log_every: int | None
     ends_at: float | None
     warm_up: bool | None
     watch: Watcher | None
@@ -260,13 +205,13 @@ class _Job:
     ) -> None:
         self.run, self.pack, self.device, self.ranks = run, pack, device, ranks
         self.stamps = pack.stamps()
-        self.checkpoint_seconds, self.log_every = how.checkpoint_seconds, how.log_every
+        self.checkpoint_seconds = how.checkpoint_seconds
         self.watch = how.watch if ranks.first else None
         self.ends_at, self.warms_up, self.stop = how.ends_at, how.warm_up, stop
         self.spans = spans(run.recipe, pack, run.seed)
         self.total_steps = self.spans[-1].end_step
         self.held_out = pack.split("tune" if run.recipe.data.train_split == "train" else "val")
-        self.final = pack.split(how.final_split)
+        self.final = pack.split(run.final_split)
         self.held_out_top1: float | None = None
         self.rate = 0.0
         self.phase = run.recipe.phases[0]
@@ -344,7 +289,7 @@ class _Job:
         """
         span, state, device = setup.span, self.state, self.device
         at_end = state.step == span.end_step
-        logging = (step + 1) % (self.log_every or span.log_every) == 0 or at_end
+        logging = (step + 1) % (self.run.log_every or span.log_every) == 0 or at_end
         stopping = self.stop.signal_number or self._out_of_time()
         saving = at_end or time.perf_counter() - self.saved_at >= self.checkpoint_seconds
         ends_here = self.ranks.count == 1 and (stopping != 0 or saving)
@@ -367,9 +312,9 @@ class _Job:
         if sent is not None and before is not None:
             self._check_finite(before)
             self._log(setup, before, sent.place, sent.learning_rate, sent.image_size)
-        shown = before if late else state
-        if self.watch is not None and shown is not None and shown.window_images:
-            self.watch(self._progress(setup, shown, size))
+        for shown in (before, None if late else state):
+            if self.watch is not None and shown is not None and shown.window_images:
+                self.watch(self._progress(setup, shown, size))
         if late:
             self.meter.send(state, span.place(state.step), self.rate, size)
         elif logging:
@@ -388,7 +333,7 @@ class _Job:
     def _check_finite(self, state: checkpoint.State) -> None:
         """Raise Diverged where the loss over the window in `state` is not a number."""
         if not np.isfinite(state.window_loss + state.window_penalty):
-            raise self._diverged()
+            raise self._diverged("the loss")
 
     def _out_of_time(self) -> int:
         return OUT_OF_TIME if self.ends_at is not None and time.perf_counter() >= self.ends_at else 0
@@ -448,7 +393,7 @@ class _Job:
         self._same_pack()
         # The loss shows a spoilt weight one step late: look at the weights before they replace good ones.
         if not all(bool(torch.isfinite(p).all()) for p in setup.model.parameters()):
-            raise self._diverged()
+            raise self._diverged("a weight")
         self.state.scaling = setup.scaling.state()
         if self.ranks.first:
             self.curves.settle()
@@ -553,66 +498,16 @@ class _Job:
             saved=checkpoint.latest(self.run.path) is not None,
         )
 
-    def _diverged(self) -> Diverged:
+    def _diverged(self, what: str) -> Diverged:
         last = checkpoint.latest(self.run.path)
         kept = f"{last} is from before" if last else "nothing had been saved yet"
-        lower = self.run.recipe.optimizer.peak_lr / 3
+        stage = self.spans[self.state.stage].stage
+        lower = f"optimizer.peak_lr={self.phase.optimizer.peak_lr / 3:.2g}"
+        if stage is not None and "optimizer.peak_lr" in stage.changes:
+            lower = f"{lower} in stage {stage.name}"
+        else:
+            lower = f"--set {lower}"
         return Diverged(
-            f"the loss is not finite at step {self.state.step} (learning rate {self.rate:.3g}); try --set "
-            f"optimizer.peak_lr={lower:.2g} or a longer schedule.warmup_fraction; {kept}"
+            f"{what} is not finite at step {self.state.step} (learning rate {self.rate:.3g}); try {lower} or "
+            f"a longer schedule.warmup_fraction; {kept}"
         )
-
-
-def seconds_left(planned: Sequence[Span], state: checkpoint.State) -> float:
-    """By the speed so far, where a step takes time in proportion to its images' pixels."""
-
-    def cost(span: Span, steps: int) -> float:
-        sizes = span.recipe.data.image_sizes
-        shares = len(sizes) * steps / span.steps  # how many of the sizes are done with, and a part
-        pixels = sum(size**2 * min(1.0, max(0.0, shares - place)) for place, size in enumerate(sizes))
-        return pixels / len(sizes) * span.steps * span.recipe.schedule.batch_size
-
-    done = sum(cost(s, min(s.steps, max(0, state.step - s.first_step))) for s in planned)
-    return state.train_seconds * (sum(cost(s, s.steps) for s in planned) / done - 1)
-
-
-def preprocessing(recipe: Recipe, pack: Pack) -> Preprocessing:
-    """What the recipe does to an image's values, from the moments of the images that it trains on."""
-    mean, std = pack.moments(recipe.data.train_split)
-    if recipe.data.normalise == "scale":
-        mean = np.zeros(3)
-    if recipe.data.normalise != "mean_std":
-        std = np.ones(3)
-    std = np.maximum(std, 1e-3)  # a channel that never changes
-    return Preprocessing(pack.info.image_size, triple(mean), triple(std), recipe.data.measured_size)
-
-
-def network_size(recipe: Recipe, pack: Pack) -> int:
-    """Pixels a side of what the network sees where it is measured."""
-    return recipe.data.measured_size or pack.info.image_size
-
-
-def recipe_fits(recipe: Recipe, pack: Pack) -> None:
-    """Raise TinlabError where `recipe` cannot be run on `pack`."""
-    needed = {"val", "train", "tune"}
-    if missing := sorted(needed - set(pack.splits)):
-        raise TinlabError(f"{pack.path} has no split '{missing[0]}', which training needs; pack again")
-    classes, size = len(pack.info.classes), network_size(recipe, pack)
-    for number, phase in enumerate(recipe.phases):
-        models.check(phase.model, classes, image_size=size, train_sizes=phase.data.image_sizes)
-        sketch = models.sketch(phase.model, classes, image_size=size)
-        Penalties(phase.loss.penalties, sketch)
-        optimizer.check(phase.optimizer, sketch)
-        statistics.check(phase.data, sketch)
-        if recipe.stages:
-            stage = recipe.stages[number]
-            for pattern in stage.fresh:
-                named_layers(sketch, pattern, field=f"stages.{number}.fresh")
-            for pattern in stage.prune.keep if stage.prune else ():
-                named_layers(sketch, pattern, field=f"stages.{number}.prune.keep")
-            if isinstance(stage.prune, ChannelPruning):
-                pruning.import_torch_pruning()
-    for name in ("val", "tune"):
-        split = pack.split(name)
-        if not split.labelled:
-            raise TinlabError(f"{pack.path} has no labelled images in '{name}', which training needs")

@@ -16,6 +16,7 @@ import torch
 from tinlab.errors import TinlabError
 from tinlab.models.summary import summarise
 from tinlab.recipe import Recipe
+from tinlab.training.optimizer import scaled_rates
 
 MEMORY_WORDS = re.compile(
     r"out of memory|(can't|cannot|unable to) allocate|MemoryError|bad_alloc|ALLOC_FAILED", re.IGNORECASE
@@ -132,10 +133,10 @@ def explain_out_of_memory(
     tries = []
     if part > 1:
         half = max(1, part // 2)
-        tries.append(
-            f"--set schedule.batch_size={half * schedule.accumulate}, and half the rate "
-            f"({recipe.optimizer.peak_lr / 2:g}){_kept(recipe, classes, image_size, part, half)}"
-        )
+        fewer = half * schedule.accumulate
+        rates = [f" --set optimizer.{name}={rate:g}" for name, rate in scaled_rates(recipe, fewer).items()]
+        kept = _kept(recipe, classes, image_size, part, half)
+        tries.append(f"--set schedule.batch_size={fewer}{''.join(rates)}{kept}")
         if schedule.batch_size % (2 * schedule.accumulate) == 0:
             tries.append(
                 f"--set schedule.accumulate={2 * schedule.accumulate}, the same batch in parts of {half}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +15,7 @@ from tinlab import recipe
 from tinlab.errors import TinlabError
 from tinlab.models.layers import named_layers
 from tinlab.models.zoo import import_timm
+from tinlab.recipe import Recipe
 
 Groups = list[dict[str, Any]]
 
@@ -227,3 +229,10 @@ def _of_timm(knobs: recipe.Optimizer, groups: Groups) -> torch.optim.Optimizer:
     elif not info.has_momentum and knobs.momentum != type(knobs).model_fields["momentum"].default:
         raise TinlabError(f"optimizer.momentum: {knobs.name} has its own values; leave it at its default")
     return made
+
+
+def scaled_rates(recipe: Recipe, batch_size: int) -> dict[str, float]:
+    """The optimizer's rates for another batch size: SGD's in proportion to it (Goyal et al. 2017), those of
+    the others, which divide by the gradient's size, to its square root (Malladi et al. 2022)."""
+    ratio = batch_size / recipe.schedule.batch_size
+    return recipe.optimizer.rates_times(ratio if recipe.optimizer.name == "sgd" else math.sqrt(ratio))

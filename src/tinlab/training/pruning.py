@@ -45,10 +45,9 @@ class Masks:
     """Which weights of `model` are pruned: none at first.
 
     Pruned are weights of convolutions and fully connected layers, not biases nor norms. After `prune`, and
-    then after each step of the optimizer, call `apply`; weights beside the model's, such as a moving average
-    or Lookahead's slow weights, are held by `apply_to` after they were updated. `apply_to_gradients`, after
-    each backward pass, leaves pruned weights out of the gradient's length and of what sharpness-aware
-    minimisation climbs by, and keeps the optimizer from gathering momentum for them.
+    then after each step of the optimizer, call `apply`. `apply_to_gradients`, after each backward pass,
+    leaves pruned weights out of the gradient's length and of what sharpness-aware minimisation climbs by, and
+    keeps the optimizer from gathering momentum for them.
 
     Make it where `model` has its final device and memory order, and after channels were taken out: it holds
     on to its parameters.
@@ -112,18 +111,11 @@ class Masks:
             mask.copy_(part.view(mask.shape))
         self.apply()
 
+    @torch.no_grad()
     def apply(self) -> None:
         """Set the model's pruned weights to zero, in place."""
-        self.apply_to(self._weights)
-
-    @torch.no_grad()
-    def apply_to(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the pruned weights among `tensors`, by name of parameter, to zero, in place.
-
-        There may be others beside them, as in a state_dict: they are left alone.
-        """
         for name, mask in self._pruned.items():
-            tensors[name].masked_fill_(mask, 0)
+            self._weights[name].masked_fill_(mask, 0)
 
     @torch.no_grad()
     def apply_to_gradients(self) -> None:
@@ -140,10 +132,6 @@ class Masks:
     def sparsity(self) -> float:
         """Share of the weights that are pruned, 0 to 1."""
         return sum(int(mask.sum()) for mask in self._pruned.values()) / sum(self._numbers())
-
-    def sparsity_by_layer(self) -> dict[str, float]:
-        """Name of parameter -> share of it that is pruned, 0 to 1."""
-        return {name: int(mask.sum()) / mask.numel() for name, mask in self._pruned.items()}
 
     def _numbers(self) -> list[int]:
         return [mask.numel() for mask in self._pruned.values()]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tinlab import models, recipe
-from tinlab.compute import autocast, place
+from tinlab.compute import autocast, place, wait_for
 from tinlab.errors import TinlabError
 from tinlab.training import optimizer
 from tinlab.training.memory import BYTES_A_PARAMETER, free_bytes
@@ -51,8 +51,7 @@ def images_per_second(
         F.cross_entropy(logits.float(), labels).backward()
         updater.step()
         updater.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
 
     step()
     steps, began = 0, time.perf_counter()

@@ -26,6 +26,7 @@ from tinlab.compute import compiled, place
 from tinlab.data.batches import Batches, chosen_rows
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
+from tinlab.evaluation.predict import normalised
 from tinlab.files import write_json
 from tinlab.models.depth import count_blocks, expected_blocks, residual_blocks
 from tinlab.models.structure import smaller
@@ -166,7 +167,7 @@ class Setup:
             smaller(model, state.structure, image_size=shown.network_size)
         prune = None if span.stage is None or last is not None else span.stage.prune
         if last is None and left is None:
-            loaded = models.begin(model, recipe.model, plain.normalise(self.batches.at(0).images))
+            loaded = models.begin(model, recipe.model, normalised(shown, self.batches.at(0).images))
             if loaded is not None and ranks.first:
                 write_json(run.path / "environment.json", {**run.environment, "weights": asdict(loaded)})
         elif left is not None:
@@ -199,6 +200,9 @@ class Setup:
 
         knobs = recipe.optimizer
         self.frozen = optimizer.Frozen(knobs, model)
+        self.depth = Depth(model)
+        # All ranks have the first one's weights from here on, which what follows takes copies of.
+        parallel = ranks.parallel(model, device, leaves_out=self.depth.drops)
         self.updater = optimizer.build(knobs, model)
         self.scaling = Scaling(device, recipe.compute.precision == "fp16")
         self.sharpness = None if knobs.sam_rho is None else SharpnessAware(model, knobs.sam_rho)
@@ -208,7 +212,6 @@ class Setup:
             else Lookahead(model, knobs.lookahead_steps, knobs.lookahead_alpha)
         )
         self.average = None if knobs.ema_decay is None else MovingAverage(model, knobs.ema_decay)
-        self.depth = Depth(model)
         self.penalties = Penalties(recipe.loss.penalties, model)
         self.measured_model = model if self.average is None else self.average.model
         self.beside: dict[str, Mapping[str, Tensor]] = {}
@@ -222,7 +225,6 @@ class Setup:
             checkpoint.restore(last, model, self.updater, device, self.beside)
             self.scaling.restore(state.scaling)
         # A second face of the same weights: saving and measuring go through the raw module.
-        parallel = ranks.parallel(model, device, leaves_out=self.depth.drops)
         self.network: Callable[[Tensor], Tensor] = compiled(parallel, recipe.compute)
 
     def updated(self, step: int) -> None:

@@ -1,0 +1,74 @@
+"""A recipe and a pack together: whether they fit, and how the network is shown the images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tinlab import models
+from tinlab.data.pack import Pack, triple
+from tinlab.errors import TinlabError
+from tinlab.models.layers import named_layers
+from tinlab.models.weights import fresh_names
+from tinlab.ranks import Ranks, synchronise_batch_norm
+from tinlab.recipe import ChannelPruning, MagnitudePruning, Recipe
+from tinlab.runs import Preprocessing
+from tinlab.training import optimizer, pruning, statistics
+from tinlab.training.penalties import Penalties
+
+
+def preprocessing(recipe: Recipe, pack: Pack) -> Preprocessing:
+    """What the recipe does to an image's values, from the moments of the images that it trains on."""
+    mean, std = pack.moments(recipe.data.train_split)
+    if recipe.data.normalise == "scale":
+        mean = np.zeros(3)
+    if recipe.data.normalise != "mean_std":
+        std = np.ones(3)
+    std = np.maximum(std, 1e-3)  # a channel that never changes
+    return Preprocessing(pack.info.image_size, triple(mean), triple(std), recipe.data.measured_size)
+
+
+def network_size(recipe: Recipe, pack: Pack) -> int:
+    """Pixels a side of what the network sees where it is measured."""
+    return recipe.data.measured_size or pack.info.image_size
+
+
+def recipe_fits(recipe: Recipe, pack: Pack) -> None:
+    """Raise TinlabError where `recipe` cannot be run on `pack`."""
+    needed = {"val", "train", "tune"}
+    if missing := sorted(needed - set(pack.splits)):
+        raise TinlabError(f"{pack.path} has no split '{missing[0]}', which training needs; pack again")
+    classes, size = len(pack.info.classes), network_size(recipe, pack)
+    pruned: dict[str, torch.Size] | None = None
+    for number, phase in enumerate(recipe.phases):
+        models.check(phase.model, classes, image_size=size, train_sizes=phase.data.image_sizes)
+        sketch = models.sketch(phase.model, classes, image_size=size)
+        Penalties(phase.loss.penalties, sketch)
+        optimizer.check(phase.optimizer, sketch)
+        statistics.check(phase.data, sketch)
+        if recipe.stages:
+            stage = recipe.stages[number]
+            fresh_names(sketch.state_dict(), stage.fresh, field=f"stages.{number}.fresh")
+            for pattern in stage.prune.keep if stage.prune else ():
+                named_layers(sketch, pattern, field=f"stages.{number}.prune.keep")
+            if isinstance(stage.prune, ChannelPruning):
+                pruning.import_torch_pruning()
+            shapes = {name: parameter.shape for name, parameter in sketch.named_parameters()}
+            if pruned is not None and shapes != pruned:
+                raise TinlabError(
+                    f"stages.{number}: its network has other weights than the one before, of which single "
+                    "ones were pruned for good"
+                )
+            pruned = shapes if pruned or isinstance(stage.prune, MagnitudePruning) else None
+        if phase.compute.sync_batch_norm:
+            synchronise_batch_norm(sketch)
+    for name in ("val", "tune"):
+        split = pack.split(name)
+        if not split.labelled:
+            raise TinlabError(f"{pack.path} has no labelled images in '{name}', which training needs")
+
+
+def ranks_fit(recipe: Recipe, ranks: Ranks) -> None:
+    """Raise TinlabError where the batches of a stage of `recipe` cannot be shared out among `ranks`."""
+    for phase in recipe.phases:
+        ranks.shard(phase.schedule.batch_size, phase.schedule.accumulate)
