@@ -3,10 +3,20 @@ import threading
 
 import pytest
 
+from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.errors import TinlabError
 from tinlab.files import only_one, read_json, write_json
 from tinlab.recipes import shortened
-from tinlab.results import ADDED, COLUMNS, mean_top1_percent, read_results, record, results_file
+from tinlab.results import (
+    ADDED,
+    COLUMNS,
+    mean_top1_percent,
+    of_tiny_imagenet,
+    read_results,
+    record,
+    results_file,
+    write_table,
+)
 from tinlab.runs import commit
 from tinlab.training import loop
 
@@ -34,7 +44,21 @@ def test_a_row_holds_what_makes_its_number_a_number(run, tmp_path):
     assert saved["recipe_digest"] == run.recipe.digest
     assert (saved["budget"], saved["classes"]) == ("", "4")
     assert saved["hardware"]
-    assert mean_top1_percent(path) == {run.recipe.digest: run.result["top1_percent"]}
+    assert not of_tiny_imagenet(saved)
+    other = {**saved, "finished_at": "1", "content_digest": OFFICIAL_DIGEST, "classes": "200"}
+    newer = {**other, "finished_at": "2", "top1_percent": "30"}
+    third = {**newer, "seed": "1", "top1_percent": "50"}
+    write_table(path, COLUMNS, [saved, newer, other, third])
+    assert mean_top1_percent(path) == {run.recipe.digest: 40}
+
+
+def test_a_row_without_a_number_is_named(run, tmp_path):
+    path = tmp_path / "results.csv"
+    row = record(run.path, path)
+    for broken in ({"seed": "x"}, {"seed": "0.5"}, {"top1_percent": "101"}, {"top1_low_percent": ""}):
+        write_table(path, COLUMNS, [row, {**row, **broken}])
+        with pytest.raises(TinlabError, match=rf"results.csv, line 3: {next(iter(broken))} is"):
+            read_results(path)
 
 
 def test_a_shortened_recipes_row_says_so_and_has_a_curve_of_its_own(tiny_recipe, shapes_pack, tmp_path):
@@ -45,7 +69,8 @@ def test_a_shortened_recipes_row_says_so_and_has_a_curve_of_its_own(tiny_recipe,
     write_json(run.path / "environment.json", environment)
     row = record(run.path, tmp_path / "results" / "r.csv")
     assert row["budget"] == f"{run.result['epochs']:.3g} of {4 * run.result['epochs']:.3g} epochs"
-    assert (tmp_path / "results" / "curves" / "tiny-budget-0.25-s0.csv").is_file()
+    curve = tmp_path / "results" / "curves" / f"tiny-budget-0.25-{short.digest}-s0.csv"
+    assert curve.is_file()
 
 
 def test_a_tree_without_its_history_can_be_told_its_commit(monkeypatch):

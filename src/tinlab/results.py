@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinlab import runs
+from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.metrics import measure
@@ -27,6 +29,8 @@ content digest is the source's (see tinlab.data.digests); a budget says how much
 run, such as `6 of 70 epochs`, and is empty where it was all of it; classes are how many the pack has."""
 ADDED = ("budget", "classes")
 """Columns that older files do not have; their rows are empty there."""
+
+PERCENTAGES = ("top1_percent", "top1_low_percent", "top1_high_percent")
 
 CURVE_COLUMNS = (
     "kind", "split", "step", "epoch", "loss", "top1_percent", "top5_percent", "learning_rate", "image_size",
@@ -52,7 +56,25 @@ def read_results(path: Path) -> list[dict[str, str]]:
         raise TinlabError(f"{path} cannot be read ({error}); move it aside") from error
     if names not in (COLUMNS, tuple(name for name in COLUMNS if name not in ADDED)):
         raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
+    check_numbers(path, found)
     return [{name: row.get(name) or "" for name in COLUMNS} for row in found]
+
+
+def check_numbers(path: Path, rows: Sequence[Mapping[str, str | None]], wanted: tuple[str, ...] = ()) -> None:
+    """Raise TinlabError where a row of `path` lacks a seed or an accuracy, or a number in one of `wanted`."""
+    for number, row in enumerate(rows, start=2):
+        for name in ("seed", *PERCENTAGES, *wanted):
+            try:
+                value = float(row[name] or "")
+            except ValueError:
+                value = math.nan
+            if not (
+                0 <= value <= (100 if name in PERCENTAGES else math.inf)
+                and (name != "seed" or value % 1 == 0)
+            ):
+                raise TinlabError(
+                    f"{path}, line {number}: {name} is '{str(row[name])[:80]}'; mend or remove it"
+                )
 
 
 class AlreadyRecorded(TinlabError):
@@ -74,11 +96,14 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
         if any(all(str(row[n]) == old[n] for n in ("recipe_digest", "seed", "finished_at")) for old in rows):
             raise AlreadyRecorded(f"{path} has a row for {run} already")
         # The row comes last, so that none is there without its curve.
-        write_table(
-            path.parent / "curves" / f"{row['recipe']}-s{row['seed']}.csv", CURVE_COLUMNS, opened.metrics()
-        )
+        write_table(curve_file(path, row), CURVE_COLUMNS, opened.metrics())
         write_table(path, COLUMNS, [*rows, row])
     return row
+
+
+def curve_file(path: Path, row: Mapping[str, Any]) -> Path:
+    """Where the curve of a row of `path` lies: a changed recipe keeps its name, and has another digest."""
+    return path.parent / "curves" / f"{row['recipe']}-{row['recipe_digest']}-s{row['seed']}.csv"
 
 
 def row_of(run: str | Path) -> dict[str, Any]:
@@ -159,18 +184,15 @@ def write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]
     write_text(path, text.getvalue())
 
 
+def of_tiny_imagenet(row: Mapping[str, str]) -> bool:
+    """Whether a row was measured on all of Tiny ImageNet's val, and so stands beside the papers' numbers."""
+    return row["content_digest"] == OFFICIAL_DIGEST and row["classes"] in ("", "200")
+
+
 def mean_top1_percent(path: Path | None = None) -> dict[str, float]:
-    """Recipe digest -> mean top-1 in percent over the seeds on val, from results.csv."""
-    found: dict[str, list[float]] = {}
-    for row in read_results(path or results_file()):
-        if row["split"] == "val":
-            try:
-                value = float(row["top1_percent"])
-            except ValueError:
-                value = math.nan
-            if not 0 <= value <= 100:
-                raise TinlabError(
-                    f"{path or results_file()}: top1_percent is '{row['top1_percent'][:80]}'; mend it"
-                )
-            found.setdefault(row["recipe_digest"], []).append(value)
-    return {digest: sum(values) / len(values) for digest, values in found.items()}
+    """Recipe digest -> mean top-1 in percent over the seeds on Tiny ImageNet's val, from results.csv."""
+    found: dict[str, dict[str, float]] = {}
+    for row in sorted(read_results(path or results_file()), key=lambda one: one["finished_at"]):
+        if row["split"] == "val" and of_tiny_imagenet(row):
+            found.setdefault(row["recipe_digest"], {})[row["seed"]] = float(row["top1_percent"])
+    return {digest: sum(seeds.values()) / len(seeds) for digest, seeds in found.items()}

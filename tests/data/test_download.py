@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tinlab.data.download import OFFICIAL_CONTENT, archive_content_digest, cache_folder, download
+from tinlab.data.digests import OFFICIAL_DIGEST
+from tinlab.data.download import archive_content_digest, cache_folder, download
 from tinlab.errors import TinlabError
 
 FILES = {f"set/{i}.bin": hashlib.sha256(bytes([i])).digest() * 2000 for i in range(10)}
@@ -359,6 +360,6 @@ def test_the_official_archive(server: Server, tmp_path: Path, real_zip: Path) ->
     server.content = real_zip.read_bytes()
     half = len(server.content) // 2
     server.breaks = [half]
-    path = fetch(server, tmp_path, expected=OFFICIAL_CONTENT)
+    path = fetch(server, tmp_path, expected=OFFICIAL_DIGEST)
     assert path.stat().st_size == len(server.content)
     assert server.sent == [(0, half), (half, len(server.content))]

@@ -23,6 +23,7 @@ from PIL import Image
 
 from tinlab.data import crew, packing
 from tinlab.data.archive import ZipArchive
+from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.data.pack import Pack
 from tinlab.data.packing import pack
 from tinlab.errors import TinlabError
@@ -428,7 +429,7 @@ def test_the_real_set(real_zip: Path, tmp_path: Path) -> None:
     print(f"packed in {time.perf_counter() - start:.1f} s")
     counts = {name: len(made.split(name)) for name in made.splits}
     assert counts == {"train": 90_000, "tune": 10_000, "val": 10_000, "test": 10_000}
-    assert made.info.source["content_digest"] == packing.OFFICIAL_DIGEST
+    assert made.info.source["content_digest"] == OFFICIAL_DIGEST
     assert made.info.source["digests"] == README_DIGESTS
     assert made.info.source["verified"] == "official content"
     assert (np.bincount(made.split("train").labels) == 450).all()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tinlab import cli, recipes
+from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.errors import TinlabError
 from tinlab.files import write_json
 from tinlab.papers import reproduce as module
@@ -162,7 +163,7 @@ def test_a_row_says_what_its_runs_are(how):
 def test_a_row_that_was_measured_says_so(how):
     recipe = recipes.find("yu_vgg")
     line = {"recipe": "yu_vgg", "recipe_digest": recipe.digest, "split": "val", "seed": "0", "budget": ""}
-    line["finished_at"] = "2026"
+    line |= {"finished_at": "2026", "content_digest": OFFICIAL_DIGEST, "classes": "200"}
     assert status(row("yu_vgg"), [line], False, how.out) == "measured, 1 seed"
     assert status(row("yu_vgg"), [], False, how.out) == "not yet run"
 

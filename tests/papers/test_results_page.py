@@ -1,10 +1,12 @@
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tinlab import recipes, results
+from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.errors import TinlabError
 from tinlab.papers import page
 from tinlab.papers.found import found_of
@@ -18,6 +20,7 @@ from tinlab.recipe import Model
 from tinlab.study.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parents[2]
+(RESNET20,) = (ROOT / "results" / "curves").glob("yu_resnet20-*-s0.csv")
 
 
 def line(name, seed=0, top1=50.0, budget=""):
@@ -38,6 +41,8 @@ def line(name, seed=0, top1=50.0, budget=""):
         "commit": "abc",
         "torch": "9.9",
         "tinlab": "0.1",
+        "content_digest": OFFICIAL_DIGEST,
+        "classes": "200",
         "budget": budget,
     }
 
@@ -120,7 +125,15 @@ def test_a_changed_recipe_is_not_the_papers(tmp_path):
     changed = line("yu_vgg") | {"recipe_digest": "0" * 12}
     text = page.results_page(written(tmp_path, [changed]))
     assert "not yet run" in row_of(text.partition("## Others")[0], "yu_vgg")[3]
-    assert row_of(text, "yu_vgg")[3].startswith("50.00")
+    assert row_of(text, "yu_vgg, changed")[3].startswith("50.00")
+
+
+@pytest.mark.parametrize("of", [{"classes": "100"}, {"content_digest": "0" * 64}])
+def test_a_run_on_other_images_is_not_the_papers(tmp_path, of):
+    """A half of the classes, or a set of one's own: its accuracy stands beside nothing here."""
+    path = written(tmp_path, [line("yu_vgg") | of])
+    assert "50.00" not in page.results_page(path)
+    assert results.mean_top1_percent(path) == {}
 
 
 def test_what_helps_shows_the_gain_over_the_same_length(tmp_path):
@@ -255,9 +268,7 @@ def test_the_papers_figures_are_drawn_where_their_runs_are(tmp_path):
     curves = path.parent / "curves"
     curves.mkdir()
     for name in names:
-        (curves / f"{name}-s0.csv").write_text(
-            (ROOT / "results" / "curves" / "yu_resnet20-s0.csv").read_text()
-        )
+        shutil.copyfile(RESNET20, results.curve_file(path, line(name)))
     drawn = [place for place in write_pages(path) if place.suffix == ".png"]
     wanted = {*names, "shcherbina_curves", "sun_variants", "what_helps_small"}
     assert {place.stem for place in drawn} == wanted

@@ -191,7 +191,9 @@ def _run(
         if found.failed:
             failed[row.id] = "; ".join(found.failed)
         if results is not None:
-            if found.values:
+            if found.values and found.of and (budget < 1 or changes):
+                terminal.say(f"{row.id}: not added, as it is of shortened or changed trainings")
+            elif found.values:
                 record_measures(measures_file(results), found.row, found.values, found.of)
             write_pages(results)
     if json:
@@ -266,6 +268,8 @@ def results(
 ) -> None:
     """Write RESULTS.md, its figures and docs/what-helps.md from results.csv."""
     if context.invoked_subcommand is not None:
+        if file is not None or out is not None or json:
+            raise TinlabError(f"give options after '{context.invoked_subcommand}'")
         return
     from tinlab.papers.page import unexplained
     from tinlab.papers.write import write_pages
@@ -318,7 +322,9 @@ def transfer(
     if not 0 < budget <= 1:
         raise TinlabError(f"--budget is a share of the length, above 0 and at most 1, not {budget:g}")
     place = _place(file, add_results)
-    chosen, _ = recipes.with_changes(recipes.find(recipe), set or [])
+    chosen, foreign = recipes.with_changes(recipes.find(recipe), set or [])
+    if foreign:
+        terminal.say(f"left out, as {chosen.model.name} has none: {', '.join(foreign)}")
     with terminal.counting("pack the images") as count:
         pack = open_data(data, progress=count)
 

@@ -25,13 +25,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.data.places import cache_folder
 from tinlab.errors import TinlabError
 from tinlab.files import read_json, write_json
 
 OFFICIAL_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-OFFICIAL_CONTENT = "be0f13a5b2ae99468fbb724f396af226b83bd5469929439804e3af9ec0e863d4"
-"""The content digest of Tiny ImageNet's 120,203 files; see `archive_content_digest`."""
 
 _BLOCK = 1 << 18
 _PAUSE_LIMIT_SECONDS = 60.0
@@ -42,7 +41,7 @@ def download(
     folder: Path | None = None,
     *,
     url: str = OFFICIAL_URL,
-    expected: str = OFFICIAL_CONTENT,
+    expected: str = OFFICIAL_DIGEST,
     progress: Callable[[int, int | None], None] | None = None,
     retries: int = 5,
     timeout_seconds: float = 30.0,

@@ -21,16 +21,13 @@ import numpy as np
 import xxhash
 
 from tinlab.data.crew import Crew, Task, task_rows
-from tinlab.data.digests import content_digests, file_digests, read_into
+from tinlab.data.digests import OFFICIAL_DIGEST, content_digests, file_digests, read_into
 from tinlab.data.layouts import Samples
 from tinlab.data.pack import LARGEST_SIZE, Pack, PackInfo, SplitInfo, digest_of_digests, triple
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.data.source import Source, open_source
 from tinlab.errors import TinlabError
 from tinlab.files import flush, flush_folder, write_json
-
-OFFICIAL_DIGEST = "be0f13a5b2ae99468fbb724f396af226b83bd5469929439804e3af9ec0e863d4"
-"""Content digest of Tiny ImageNet: of its 120,203 files, with paths that begin with tiny-imagenet-200/."""
 
 RULES = 1
 """Counts up when the same source and settings would give other pixels, rows or labels than before."""

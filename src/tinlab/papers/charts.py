@@ -98,9 +98,9 @@ def accuracies(entries: Sequence[tuple[str, Found | None]], title: str, place: P
         axes.plot(list(found.values().values()), [height] * len(found.lines), "o", color=MUTED, markersize=4)
         axes.plot([found.mean()], [height], "|", color=ACCENT, markersize=15, markeredgewidth=2.2)
         _number(axes, f"{found.mean():.2f}", found.mean(), height)
-    several = max(len(found.lines) for found in shown) > 1
-    over = "over the seeds" if several else "over the images"
-    axes.set_xlabel(f"top-1 on val, %, and its 95% interval {over}", color=MUTED)
+    kinds = sorted({"seeds" if len(found.lines) > 1 else "images" for found in shown})
+    over = " or the ".join(kinds)
+    axes.set_xlabel(f"top-1 on val, %, and its 95% interval over the {over}", color=MUTED)
     save(figure, place)
 
 

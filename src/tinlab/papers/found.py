@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tinlab.recipe import Recipe
 from tinlab.recipes import BUDGET, shortened
+from tinlab.results import of_tiny_imagenet
 from tinlab.study.comparison import Spread, over_seeds, spread
 from tinlab.study.studies import WITH
 
@@ -48,16 +49,18 @@ class Found:
 
 
 def found_of(recipe: Recipe, lines: Sequence[Line]) -> list[Found]:
-    """What there is of `recipe`: at its full length, and at each fraction of it, the longest first."""
+    """What `lines` have of `recipe` on Tiny ImageNet's val: at its full length, and at each fraction of it,
+    the longest first."""
     found = []
-    full = [line for line in lines if line["recipe_digest"] == recipe.digest and line["split"] == "val"]
+    lines = [line for line in lines if line["split"] == "val" and of_tiny_imagenet(line)]
+    full = [line for line in lines if line["recipe_digest"] == recipe.digest]
     if full:
         found.append(Found("", _newest(full)))
     shorter: dict[float, list[Line]] = {}
     digests: dict[float, str] = {}
     for line in lines:
         named = BUDGET.search(line["recipe"])
-        if named is None or line["split"] != "val" or line["recipe_digest"] == recipe.digest:
+        if named is None or line["recipe_digest"] == recipe.digest:
             continue
         if not recipe.name.startswith(line["recipe"][: named.start()]):
             continue
@@ -76,7 +79,7 @@ def of_the_rest(lines: Sequence[Line], known: set[str]) -> list[Found]:
     """The recipes in results.csv that no row stands for, in the file's order."""
     groups: dict[str, list[Line]] = {}
     for line in lines:
-        if line["recipe_digest"] not in known and line["split"] == "val":
+        if line["recipe_digest"] not in known and line["split"] == "val" and of_tiny_imagenet(line):
             groups.setdefault(line["recipe_digest"], []).append(line)
     return [Found(group[0]["budget"], _newest(group)) for group in groups.values()]
 

@@ -14,7 +14,7 @@ from tinlab.papers.registry import PAPERS, REMEDY_ROWS, Row, row
 from tinlab.papers.transfer import drawn_points, read_transfer, transfer_file
 from tinlab.recipe import Recipe
 from tinlab.recipes import shortened
-from tinlab.results import read_results
+from tinlab.results import curve_file, read_results
 
 TOGETHER = {"shcherbina_curves": ("shcherbina_convnet9", "shcherbina_vgg16", "shcherbina_vgglike")}
 """Row -> the rows whose curves its paper draws in one figure."""
@@ -68,7 +68,7 @@ def _training(row_: Row, results: Path, lines: Sequence[Line]) -> charts.Trainin
     (recipe,) = row_.recipes
     for found in found_of(recipe, lines):
         line = found.lines[0]
-        curve = results.parent / "curves" / f"{line['recipe']}-s{line['seed']}.csv"
+        curve = curve_file(results, line)
         if curve.is_file():
             title = f"{row_.id}, budget: {found.budget}" if found.budget else row_.id
             return charts.Training(title, curve, row_.numbers, _cuts(shortened(recipe, found.share)))

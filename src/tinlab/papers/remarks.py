@@ -285,12 +285,17 @@ class _Numbers:
     share: float
 
     def value(self, text: str) -> Any:
-        return self._of(_parsed(text))
+        try:
+            return self._of(_parsed(text))
+        except (TypeError, ZeroDivisionError) as error:
+            raise TinlabError(
+                f"the remark on {self.remark.row}: '{text}' comes to nothing ({error})"
+            ) from error
 
     def words(self, text: str, form: str) -> str:
         """An expression as it is written into a text."""
         node = _parsed(text)
-        value = self._of(node)
+        value = self.value(text)
         if isinstance(value, str):
             return value
         if isinstance(value, Gain):
@@ -299,7 +304,10 @@ class _Numbers:
                 f"{value.high:+.2f})"
             )
         default = FIELDS.get(node.attr, ("", ".2f"))[1] if isinstance(node, ast.Attribute) else ".2f"
-        return format(value, form or default)
+        try:
+            return format(value, form or default)
+        except ValueError as error:
+            raise TinlabError(f"the remark on {self.remark.row}: '{form}' is no format ({error})") from error
 
     def _of(self, node: ast.AST) -> Any:
         match node:

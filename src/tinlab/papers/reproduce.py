@@ -25,6 +25,7 @@ from tinlab.study.run import outcome, run_study
 from tinlab.study.studies import STUDIES
 from tinlab.study.trial import find_run
 from tinlab.training import loop
+from tinlab.training.progress import Watcher
 
 Say = Callable[[str], None]
 Finished = Callable[[Path], None]
@@ -66,7 +67,7 @@ def reproduce(
     how: How,
     *,
     say: Say = print,
-    watch: loop.Watcher | None = None,
+    watch: Watcher | None = None,
     finished: Finished = lambda run: None,
 ) -> Reproduced:
     """Run `row_` in `how.out`: what is finished stays, what was stopped goes on.
@@ -91,7 +92,7 @@ def _seeds(row_: Row, how: How) -> tuple[int, ...]:
     return how.seeds if how.seeds is not None else row_.seeds
 
 
-def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: loop.Watcher | None) -> Path:
+def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: Watcher | None) -> Path:
     """The finished run of `recipe` and `seed`, trained, gone on with, or found."""
     pack = Pack.open(how.settings.pack)
     options: dict[str, Any] = {
@@ -145,6 +146,8 @@ def _commanded(row_: Row, how: How, say: Say) -> Reproduced:
     pack_digest = how.settings.pack_digest
     looked_at = {name: finished_run(row(name), how, pack_digest) for name in row_.needs}
     words = [_filled(word, looked_at, how.out) for word in row_.command.split()]
+    if words[0] == "tinlab" and how.settings.device != "auto":
+        words += ["--device", how.settings.device]
     say("$ " + shlex.join(words))
     if words[0] == "python":
         script = Path(__file__).resolve().parents[3] / words[1]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from tinlab import recipes
 from tinlab.papers.page import said
 from tinlab.papers.registry import PAPERS, Row
+from tinlab.recipe import Recipe
+from tinlab.study.studies import STUDIES
 
 INTRODUCTION = """# The papers' experiments, and what is known of them
 
 `tinlab results` writes this page from the recipes. A value is **stated** by its paper, **inferred** from what
 it says, **assumed** where it says nothing and its field would have done so then, or **ours** where we depart.
-`tinlab recipes NAME` prints a recipe whole; our numbers are in [RESULTS.md](../RESULTS.md).
+`tinlab recipes NAME` prints a recipe whole; our numbers are in [RESULTS.md](../RESULTS.md). In a command
+`{NAME}` stands for the finished run of the row NAME and `{out}` for the folder of runs; `tinlab reproduce
+ROW` fills them in.
 """
 
 KINDS = {"stated": "Stated", "inferred": "Inferred", "assumed": "Assumed", "changed": "Ours"}
@@ -26,11 +31,10 @@ def sources_page() -> str:
 
 def _row(row: Row) -> str:
     parts = [f"\n### {row.id}\n\n{row.what[0].upper()}{row.what[1:]}. "]
-    first = next(iter(row.recipes), None)
     if row.command:
         parts.append(f"`{row.command}`. Reported: {said(row)}.\n")
         return "".join(parts)
-    assert first is not None
+    first, *others = _bases(row)
     if first.paper is not None:
         parts.append(f"{first.paper.authors}, {first.paper.section}. ")
     parts.append(f"Reported: {said(row)}.\n")
@@ -38,6 +42,19 @@ def _row(row: Row) -> str:
         parts.append(f"\nA study of {len(row.recipes)}: {', '.join(r.name for r in row.recipes)}.\n")
     for kind, words in KINDS.items():
         own = [f"`{path}` ({item.why})" for path, item in first.provenance.items() if item.kind == kind]
+        own += [
+            f"`{path}` of {other.name} ({item.why})"
+            for other in others
+            for path, item in other.provenance.items()
+            if item.kind == kind and item != first.provenance.get(path)
+        ]
         if own:
             parts.append(f"\n*{words}:* {'; '.join(own)}.\n")
     return "".join(parts)
+
+
+def _bases(row: Row) -> list[Recipe]:
+    """The recipes of `row`; of a study those that its grid varies, which say where its values are from."""
+    if row.study is None:
+        return list(row.recipes)
+    return [recipes.find(one) if isinstance(one, str) else one for one in STUDIES[row.study]().recipes]

@@ -7,6 +7,7 @@ No image and no class of B was seen before, which cannot be said of ImageNet's w
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,16 @@ from typing import Any
 from tinlab.data.pack import Pack
 from tinlab.data.subset import half, subset_pack
 from tinlab.errors import TinlabError
-from tinlab.files import only_one, write_json
+from tinlab.files import only_one, read_text, write_json
 from tinlab.papers.length import expected_minutes, images_per_second
 from tinlab.recipe import Recipe, Schedule, Stage
 from tinlab.recipes import shortened
-from tinlab.results import COLUMNS, row_of, write_table
+from tinlab.results import COLUMNS, check_numbers, row_of, write_table
 from tinlab.runs import Run
 from tinlab.study.comparison import Spread, spread
 from tinlab.study.trial import find_run
-from tinlab.training import loop
+from tinlab.training import fitting, loop
+from tinlab.training.progress import Watcher
 
 IMAGES_PER_CLASS = (5, 25, 50, 500)
 """Of B, in training; 500 are all."""
@@ -74,7 +76,7 @@ def transfer(
     device: str = "auto",
     checkpoint_seconds: float = 300,
     say: Callable[[str], None] = print,
-    watch: loop.Watcher | None = None,
+    watch: Watcher | None = None,
     finished: Callable[[Trained], None] = lambda one: None,
 ) -> list[Line]:
     """Train `recipe` on half A of the classes of `pack`, then networks on half B, from it and from scratch.
@@ -168,7 +170,7 @@ def on_b(recipe: Recipe, images_per_class: int, weights: str | None, fraction: f
                 update={
                     "images_per_class": images_per_class,
                     "images": None,
-                    "image_sizes": (loop.network_size(recipe, pack),),
+                    "image_sizes": (fitting.network_size(recipe, pack),),
                 }
             ),
             "model": recipe.model.model_copy(update={"weights": weights}),
@@ -206,11 +208,16 @@ def read_transfer(path: Path) -> list[dict[str, str]]:
     """The rows of `path`; none where there is no file. Raises TinlabError for other columns."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if tuple(rows.fieldnames or ()) != TABLE_COLUMNS:
-            raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
-        return list(rows)
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        names = tuple(rows.fieldnames or ())
+        found = [{name: row.get(name) or "" for name in names} for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise TinlabError(f"{path} cannot be read ({error}); move it aside") from error
+    if names != TABLE_COLUMNS:
+        raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
+    check_numbers(path, found, ("share", "images_per_class", "train_minutes"))
+    return found
 
 
 def record_transfer(one: Trained, path: Path) -> bool:

@@ -38,8 +38,8 @@ def ma_overfit_failing() -> Recipe:
     """The same at a habit of fine-tuning, batches of 10 at a rate of 0.001, in 30 iterations: it fails.
 
     The rate is small and the steps are few: three times over the images, each time moving the weights by a
-    hundredth of what ma_overfit's rate would. Weights that ImageNet has put in place need no more than that;
-    random ones are still random.
+    hundredth of what ma_overfit's rate would. Weights that ImageNet has put in place may need no more than
+    that; random ones are still random.
     """
     recipe = ma_overfit()
     changes = {

@@ -65,7 +65,8 @@ def sun_improved() -> Recipe:
     recipe = sun_vanilla()
     sources = {
         "model.final_survival": inferred(
-            "0.5 is Huang et al.'s, whom section 5.1 follows; table 2's 12.3 of 16 blocks is what it gives"
+            "0.5 is Huang et al.'s, whom section 5.1 follows; with l counted from 0 it gives table 2's 12.3 "
+            "of 16 blocks (12.25), with l from 1, as the formula reads and as here, 11.75"
         ),
         "data.normalise": stated("section 5.2: the global mean is subtracted from each image"),
         "augment": stated("section 5.2: flipped left to right with probability 0.5"),

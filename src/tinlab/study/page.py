@@ -113,6 +113,8 @@ def verdict(lines: Sequence[Line]) -> str:
     sentence = f"{best.recipe} is highest, at {shown_mean(best)}"
     if best is lines[0] or best.difference is None:
         return sentence + "."
+    if best.difference.mean <= 0:  # of the recipes with more seeds some were worse
+        return f"{sentence}; on the seeds of both it is not above {lines[0].recipe}."
     if best.difference.clear:
         return f"{sentence}, {best.difference.mean:.2f} points above {lines[0].recipe}."
     return f"{sentence}; its lead over {lines[0].recipe} is within the spread."

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from tinlab import recipes
 from tinlab.recipe import Data, Flip, Recipe, Schedule, changed
-from tinlab.recipes.provenance import assumed, ours, stated
+from tinlab.recipes.provenance import assumed, inferred, ours, stated
 from tinlab.study.plan import Study
 
 
@@ -59,11 +59,14 @@ def ma_init() -> Study:
 
     Ma's two, a Gaussian of variance 0.1 and Xavier; random walk, from the poster's references; and He and
     LSUV, which are usual today. Each with ReLU and with ELU, which the poster refers to as well. On the 5,000
-    images of the poster's other training, where val still tells the networks apart. Batch norm, which
-    ResNet-18 has after every convolution, takes most of a bad scale away.
+    images of the poster's other training, where val still tells the networks apart.
     """
     recipe = recipes.find("ma_scratch")
     sources = {
+        "model.init": stated(
+            "Xavier and a Gaussian of variance 0.1; random walk is from its references, He and LSUV are ours"
+        ),
+        "model.activation": inferred("ReLU is the example's; the poster refers to ELU"),
         "data.images": stated("5000 images from the training set; that this study used them is assumed"),
         "augment": assumed("flips; boxes are left to longer trainings"),
         "schedule.epochs": assumed("long enough to tell the initialisations apart"),
@@ -107,16 +110,26 @@ def yu_gap() -> Study:
         "linear": (
             "a rate that falls along a line",
             ("schedule.shape=linear", "schedule.milestone_steps=[]"),
+            {"schedule.shape": ours("to zero along a line"), "schedule.milestone_steps": ours("none")},
         ),
-        "fine_grid": ("the grid of 128-pixel images", ("model.stem=patch",)),
+        "fine_grid": (
+            "the grid of 128-pixel images",
+            ("model.stem=patch",),
+            {"model.stem": ours("3x3/2 without the pool")},
+        ),
     }
     assert base.paper is not None
     paper = base.paper.model_copy(update={"reported": {}})
     found = tuple(
         changed(base, assignments).model_copy(
-            update={"name": f"{base.name}-{name}", "summary": f"{base.name}{WITH}{words}", "paper": paper}
+            update={
+                "name": f"{base.name}-{name}",
+                "summary": f"{base.name}{WITH}{words}",
+                "paper": paper,
+                "provenance": {**base.provenance, **sources},
+            }
         )
-        for name, (words, assignments) in cases.items()
+        for name, (words, assignments, sources) in cases.items()
     )
     return Study(
         name="yu_gap",
