@@ -63,7 +63,7 @@ PROMISES: tuple[Promise, ...] = (
     ),
     Promise(
         "server.disk",
-        "No request makes the server open a file, or write one.",
+        "No request makes the server write a file, or open one but for Python code that is imported late.",
         f"{TEST}::test_no_request_reaches_the_disk",
         "python trials/server.py fuzz --inputs 10000",
     ),
@@ -416,7 +416,7 @@ def _main_fuzz(run: Path, numbers: Sequence[int]) -> bool:
     disk = Tally(tally.tried, seconds=tally.seconds)
     for path in opened.strange():
         disk.fail(path)
-    note = f"{len(opened.read)} files were read, all of Python code; {len(opened.written)} written."
+    note = f"Files read, all of Python code: {len(opened.read)}; written: {len(opened.written)}."
     return _finish("server.disk", disk, "inputs", note) and fine
 
 

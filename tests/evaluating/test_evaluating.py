@@ -25,13 +25,14 @@ from tinlab.evaluating import (
     saved_robustness,
 )
 from tinlab.evaluating.comparing import disagreements
-from tinlab.evaluating.evaluation import saw_tune
+from tinlab.evaluating.ensemble import compare_rules
 from tinlab.evaluation.corruptions import CORRUPTIONS, corrupt
 from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.predict import BATCH_SIZE, logits_of
 from tinlab.evaluation.tta import TTA, view
 from tinlab.files import read_json, write_json
 from tinlab.recipe import changed
+from tinlab.runs import seen_in_training
 from tinlab.training import loop
 
 
@@ -138,13 +139,29 @@ def test_a_network_that_saw_tune_has_no_temperature(runs):
     assert "trained on images of train" in evaluate(runs["first"], split="train", device="cpu").notes[0]
 
 
-def test_weights_from_a_run_that_saw_tune_saw_it(runs):
+def seen(path, split):
+    return seen_in_training(tinlab.runs.open_run(path), split)
+
+
+def test_a_run_knows_what_it_was_trained_on(runs):
+    assert [seen(runs["first"], split) for split in ("train", "tune", "train+tune", "val")] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    assert seen(runs["both"], "tune")
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "~"])
+def test_weights_from_a_run_that_saw_tune_saw_it(runs, place, monkeypatch):
+    path = runs["both"] / place if place != "~" else f"~/{runs['both'].name}"
+    monkeypatch.setenv("HOME", str(runs["both"].parent))
     recipe = read_json(runs["first"] / "recipe.json")
-    write_json(
-        runs["first"] / "recipe.json", {**recipe, "model": {**recipe["model"], "weights": str(runs["both"])}}
+    write_json(runs["first"] / "recipe.json", {**recipe, "model": {**recipe["model"], "weights": str(path)}})
+    assert seen(runs["first"], "tune")
+    assert not seen(runs["second"], "tune")
+    assert (
+        "trained on tune (by the run that model.weights names)"
+        in compare_rules([runs["first"], runs["second"]], device="cpu").why_not_fitted
     )
-    assert saw_tune(tinlab.runs.open_run(runs["first"]))
-    assert not saw_tune(tinlab.runs.open_run(runs["second"]))
 
 
 def test_another_packs_tune_is_not_fitted_on(runs, shapes_folder, tmp_path):

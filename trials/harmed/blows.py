@@ -37,6 +37,10 @@ PROMPT_SECONDS = 30
 """A command that has got a signal ends within this time on a busy machine; a training, within a step."""
 
 
+ENDS = {0: "finished", 2: "refused", -signal.SIGBUS: "killed by SIGBUS"}
+"""Exit codes in words."""
+
+
 @dataclass
 class Tally:
     """What a trial counted."""
@@ -180,7 +184,8 @@ def harm_packs(ground: Ground, folder: Path, warm: Warm, times: int, seed: int) 
         tally.tried += 1
         try:
             code = command.wait(PATIENCE_SECONDS)
-            ended[f"{harm}: {code}"] = ended.get(f"{harm}: {code}", 0) + 1
+            how = f"{harm}: {ENDS.get(code, f'code {code}')}"
+            ended[how] = ended.get(how, 0) + 1
             assert code in ((0, 2, -signal.SIGBUS) if harm == "cut short" else (0, 2)), f"code {code}"
             assert "Traceback" not in command.said, command.said[-2000:]
             if code == 2:
@@ -197,7 +202,7 @@ def harm_packs(ground: Ground, folder: Path, warm: Warm, times: int, seed: int) 
         except Exception as error:
             tally.note(f"a pack under a training, {harm}: {type(error).__name__}: {error}")
     tally.words = f"{tally.finished} times the same weights came out in the end; " + ", ".join(
-        f"{what}, {count} times" for what, count in sorted(ended.items())
+        f"{what} {count} times" for what, count in sorted(ended.items())
     )
     return tally
 

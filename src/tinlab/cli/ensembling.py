@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, Device, app
+from tinlab.cli.common import AsJson, Device, OtherDataOption, app
 from tinlab.errors import TinlabError
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ def ensemble(
         str | None, typer.Option(help="The rule that --out keeps.  [default: probabilities]")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Keep the ensemble, for submit and serve.")
+        Path | None, typer.Option(metavar="FILE.json", help="Keep the ensemble, for submit.")
     ] = None,
-    data: DataOption = None,
+    data: OtherDataOption = None,
     device: Device = "auto",
     json: AsJson = False,
 ) -> None:
@@ -133,7 +133,7 @@ def submit(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file of answers.")] = Path("submission.txt"),
     split: Annotated[str, typer.Option(help="Which images; val is for trying it.")] = "test",
-    data: DataOption = None,
+    data: OtherDataOption = None,
     device: Device = "auto",
     json: AsJson = False,
 ) -> None:

@@ -66,7 +66,9 @@ def explain(
     sanity: Annotated[
         bool, typer.Option("--sanity", help="Measure how far the maps depend on what was learned.")
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="For --errors and --label-errors: how many.")] = 24,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="For --errors and --label-errors: how many.  [default: 24]")
+    ] = None,
     seed: int = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Default: explain.png, filters.png, errors.png, ...")
@@ -101,9 +103,12 @@ def explain(
             "--layer": (layer is not None, ("filters",)),
             "--by": (by is not None, ("filters",)),
             "--audit": (audit, ("label-errors",)),
+            "--top": (top is not None, ("errors", "label-errors")),
             "--out": (out is not None, ("explain", "filters", "errors", "label-errors")),
         },
     )
+    if images is not None and (index or file):
+        raise TinlabError("--images is how many are drawn; --index and --file name them, so leave it out")
     place = out or Path(f"{mode}.png")
     first = open_run(runs[0])
 
@@ -116,7 +121,7 @@ def explain(
             predictions_of(runs[0], **about)  # what can go wrong does so before the audit
             about["audit"] = _audit(pack())
         show = room.errors_sheet if mode == "errors" else room.label_errors_sheet
-        picture, listed = show(runs[0], most=top, **about)
+        picture, listed = show(runs[0], most=top or 24, **about)
         write_picture(picture.image, place, json, alt=picture.alt, **{mode.replace("-", "_"): listed})
         return
     networks = [classifier.load(run, device) for run in runs]

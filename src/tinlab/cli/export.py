@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, RunArgument, app
+from tinlab.cli.common import AsJson, OtherDataOption, RunArgument, app
 from tinlab.errors import TinlabError
 
 if TYPE_CHECKING:
@@ -25,16 +25,19 @@ def export(
         int | None, typer.Option(min=1, metavar="N", help="Measure on N images of val. Default: all.")
     ] = None,
     calibration_images: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Training images that set the int8 ranges.")
-    ] = 512,
-    data: DataOption = None,
+        int | None,
+        typer.Option(min=1, metavar="N", help="Training images that set the int8 ranges.  [default: 512]"),
+    ] = None,
+    data: OtherDataOption = None,
     json: AsJson = False,
 ) -> None:
     """Write the network as an ONNX file, preprocessing and classes included, checked against PyTorch."""
     if format != "onnx":
         raise TinlabError(f"--format {format} cannot be written; there is: onnx")
+    if calibration_images is not None and not int8:
+        raise TinlabError("--calibration-images goes with --int8")
     from tinlab.data.places import open_data
-    from tinlab.export.exporting import export_run
+    from tinlab.export.exporting import CALIBRATION_IMAGES, export_run
 
     terminal.say("exporting, checking and measuring takes some minutes on a large network")
     made = export_run(
@@ -42,7 +45,7 @@ def export(
         out,
         int8=int8,
         images=images,
-        calibration_images=calibration_images,
+        calibration_images=calibration_images or CALIBRATION_IMAGES,
         pack=open_data(data) if data else None,
     )
     if json:

@@ -242,7 +242,7 @@ def report(
     """Write a page on a run, or one that compares several: one self-contained HTML file."""
     from tinlab.data.places import open_data
     from tinlab.report.page import write_report
-    from tinlab.report.sections import own_pack
+    from tinlab.runs import open_run, pack_of
 
     folders = list(runs or [])
     if not folders and study is None:
@@ -257,7 +257,7 @@ def report(
     pack = open_data(data) if data else None
     for folder in folders if pack is None else ():
         try:
-            own_pack(folder)
+            pack_of(open_run(folder))
         except TinlabError as error:
             terminal.say(f"without pictures of {folder.name}: {error}")
     page = write_report(folders, out=out, pack=pack, explain=explain, study=part, device=device)

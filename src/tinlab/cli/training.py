@@ -42,8 +42,11 @@ def demo(
 def train(
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A name, or a recipe.json.")] = None,
     data: DataOption = None,
-    out: Out = RUNS,
-    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Where run folders are.  [default: runs]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides every random draw.  [default: 0]")] = None,
     device: Device = "auto",
     set: Annotated[
         list[str] | None,
@@ -75,6 +78,10 @@ def train(
         raise TinlabError("name a recipe ('tinlab recipes' lists them), or a run with --resume, and not both")
     if resume is not None and set:
         raise TinlabError("--resume goes on with the run's own recipe; --set changes a new run")
+    if resume is not None and (seed is not None or out is not None):
+        raise TinlabError(
+            "--resume goes on in the run's own folder with its own seed; leave out --seed and --out"
+        )
     assignments, fitting = split_auto(set or [])
     if scale_lr and not fitting:
         raise TinlabError("--scale-lr goes with --set batch_size=auto; otherwise set optimizer.peak_lr")
@@ -111,8 +118,8 @@ def train(
             run = loop.train(
                 chosen,
                 pack,
-                out,
-                seed=seed,
+                out or RUNS,
+                seed=seed or 0,
                 device=device,
                 checkpoint_seconds=checkpoint_seconds,
                 stop_after_seconds=stop_after_seconds,

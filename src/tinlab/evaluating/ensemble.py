@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tinlab import __version__, runs
 from tinlab.classifier import Classifier, load
 from tinlab.data.given import Guess, Image, guesses, several, squares
-from tinlab.data.pack import Pack
+from tinlab.data.pack import BOTH, Pack
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.ensemble import (
@@ -254,10 +254,10 @@ def _why_not_tune(opened: Sequence[Run], pack: Pack | None) -> str | None:
     if pack is not None and pack.digest != opened[0].pack_digest:
         return "the members were trained on another pack, whose training images this one's tune may hold"
     for run in opened:
-        if run.recipe.data.train_split == "train+tune":
-            return f"{run.path.name} was trained on tune (data.train_split is train+tune)"
-    if len((pack or Pack.open(opened[0].pack)).split("tune")) == 0:
-        return "the pack holds out no images for tune"
+        if runs.seen_in_training(run, "tune"):
+            own = run.recipe.data.train_split == BOTH
+            how = "data.train_split is train+tune" if own else "by the run that model.weights names"
+            return f"{run.path.name} was trained on tune ({how})"
     return None
 
 

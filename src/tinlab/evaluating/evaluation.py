@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinlab import runs
 from tinlab.data.pack import BOTH, Pack
 from tinlab.errors import TinlabError
 from tinlab.evaluating.corrupted import Robustness, robustness, saved_robustness
@@ -19,7 +18,7 @@ from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.metrics import Metrics, judge, measure
 from tinlab.evaluation.scores import Scores, scores
 from tinlab.evaluation.tta import TTA
-from tinlab.runs import Run
+from tinlab.runs import Run, seen_in_training
 
 Watch = Callable[[str, int, int], None]
 """Told what is being predicted, images done, and images in all."""
@@ -171,7 +170,7 @@ def evaluate(
 
 def why_no_temperature(run: Run, split: str, pack_digest: str) -> str | None:
     """Why a temperature fitted on `tune` would not be honest, in one sentence; None where it is."""
-    if saw_tune(run):
+    if seen_in_training(run, "tune"):
         return (
             "no temperature was fitted: the network was trained on tune too, and val is not fitted on; "
             "train with data.train_split 'train' for one"
@@ -185,19 +184,9 @@ def why_no_temperature(run: Run, split: str, pack_digest: str) -> str | None:
     return None
 
 
-def saw_tune(run: Run) -> bool:
-    """The network was trained on the images of `tune`: in this run, or in one that its weights came from."""
-    if run.recipe.data.train_split == BOTH:
-        return True
-    weights = run.recipe.model.weights
-    if weights is None or not (Path(weights) / "run.json").is_file():
-        return False
-    return saw_tune(runs.open_run(weights))
-
-
 def notes(run: Run, split: str) -> tuple[str, ...]:
     """What a reader of the run's numbers on this split must know."""
-    if split in ("train", BOTH) or (split == "tune" and saw_tune(run)):
+    if seen_in_training(run, split):
         return (
             f"the network was trained on images of {split}: this says how well it knows what it was shown",
         )

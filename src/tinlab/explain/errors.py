@@ -14,7 +14,7 @@ them, and whatever it still suspects there it could not learn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +22,15 @@ from typing import Any, Literal
 import numpy as np
 
 from tinlab.data.audit import Audit
-from tinlab.data.pack import UNLABELLED, Pack, Split
+from tinlab.data.pack import BOTH, UNLABELLED, Pack, Split
 from tinlab.data.words import short_names
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.logits import Predictions
-from tinlab.evaluation.metrics import Confusion, Judged, confusion_pairs, judge
+from tinlab.evaluation.metrics import ROWS_AT_ONCE, Confusion, Judged, confusion_pairs, judge
 from tinlab.explain.compare import percent
 from tinlab.explain.drawing import Part, Picture, Row, enlarge, gallery, sheet
-from tinlab.runs import Run, open_run
+from tinlab.runs import Run, open_run, pack_of, seen_in_training
 
 COLUMNS = 8
 RankBy = Literal["margin", "self_confidence"]
@@ -55,14 +55,22 @@ def confident_errors(judged: Judged, most: int | None = None) -> np.ndarray:
     return wrong[np.argsort(-judged.confidence[wrong], kind="stable")][:most]
 
 
-def class_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def class_thresholds(own: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """The mean probability of each class over the images labelled so, float64 (C,); infinite where there are
-    none. `probabilities` (N, C) in 0..1, `labels` int64 (N,)."""
-    classes = probabilities.shape[1]
+    none. `own` (N,) are the probabilities of the images' labels, 0..1, `labels` int64 (N,)."""
     images = np.bincount(labels, minlength=classes)
-    own = probabilities[np.arange(len(labels)), labels]
     sums = np.bincount(labels, weights=own, minlength=classes)
     return np.where(images > 0, sums / np.maximum(images, 1), np.inf)
+
+
+def _probabilities(logits: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """The softmax of `logits` (N, C) in float64, block by block, with the rows of each."""
+    for start in range(0, len(logits), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        shifted = logits[rows].astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        np.exp(shifted, out=shifted)
+        yield rows, shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def label_errors(
@@ -75,17 +83,21 @@ def label_errors(
     if by not in ("margin", "self_confidence"):
         raise TinlabError(f"by is '{by}'; give margin or self_confidence")
     judged = judge(logits, labels)
-    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True)
-    probabilities = np.exp(shifted)
-    probabilities /= probabilities.sum(1, keepdims=True)  # (N, C)
-    rows, labels = np.arange(len(judged.labels)), judged.labels
-    reached = np.where(probabilities >= class_thresholds(probabilities, labels), probabilities, -1.0)
-    likely = reached.argmax(1)
-    suspects = np.flatnonzero((reached.max(1) >= 0) & (likely != labels))
-    own = probabilities[rows, labels]
-    others = probabilities.copy()
-    others[rows, labels] = -1
-    margin = own - others.max(1)
+    logits, labels = np.asarray(logits), judged.labels
+    count, classes = logits.shape
+    own, likely_probability, margin = np.empty(count), np.empty(count), np.empty(count)
+    likely = np.empty(count, np.int64)
+    for rows, block in _probabilities(logits):
+        own[rows] = block[np.arange(len(block)), labels[rows]]
+    thresholds = class_thresholds(own, labels, classes)
+    for rows, block in _probabilities(logits):
+        places = np.arange(len(block))
+        reached = np.where(block >= thresholds, block, -1.0)
+        likely[rows] = reached.argmax(1)
+        likely_probability[rows] = reached.max(1)  # -1 where none is reached
+        block[places, labels[rows]] = -1
+        margin[rows] = own[rows] - block.max(1)
+    suspects = np.flatnonzero((likely_probability >= 0) & (likely != labels))
     key = margin if by == "margin" else own
     order = suspects[np.argsort(key[suspects], kind="stable")][:most]
     return [
@@ -94,32 +106,31 @@ def label_errors(
             label=int(labels[row]),
             likely=int(likely[row]),
             self_confidence=float(own[row]),
-            likely_probability=float(probabilities[row, likely[row]]),
+            likely_probability=float(likely_probability[row]),
             margin=float(margin[row]),
         )
         for row in order
     ]
 
 
-def conflicts(audit: Audit, split: str) -> dict[int, list[str]]:
-    """For each row of `split` that the audit found elsewhere with another label: where, and as what."""
+def conflicts(audit: Audit, split: str, before_tune: int = 0) -> dict[int, list[str]]:
+    """For each row of `split` that the audit found elsewhere with another label: where, and as what.
+
+    In `train+tune` the rows of tune come after the `before_tune` rows of train.
+    """
     found: dict[int, list[str]] = {}
     for group in (*audit.identical, *(audit.near or ())):
         if not group.conflicting:
             continue
         for member in group.members:
-            if member.split != split or member.label == UNLABELLED:
+            if member.split not in split.split("+") or member.label == UNLABELLED:
                 continue
+            row = member.row + (before_tune if member.split == "tune" else 0)
             for other in group.members:
                 if other.label not in (member.label, UNLABELLED):
                     text = f"{other.split} {other.row} is the same image: {_word(audit.classes, other.label)}"
-                    found.setdefault(member.row, []).append(text)
+                    found.setdefault(row, []).append(text)
     return {row: list(dict.fromkeys(texts)) for row, texts in found.items()}
-
-
-def seen_in_training(run: Run, split: str) -> bool:
-    """Whether the run was trained on images of the split."""
-    return bool(set(run.recipe.data.train_split.split("+")) & set(split.split("+")))
 
 
 def errors_sheet(
@@ -190,7 +201,10 @@ def label_errors_sheet(
     opened, rows, predictions, _ = _predicted(run, split, most, pack, device)
     names = short_names(opened.classes)
     suspects = label_errors(predictions.logits, predictions.labels, by=by)
-    known: Mapping[int, list[str]] = conflicts(audit, rows.name) if audit else {}
+    known: Mapping[int, list[str]] = {}
+    if audit:
+        before = len(rows.pack.split("train")) if rows.name == BOTH else 0
+        known = conflicts(audit, rows.name, before)
     listed = [
         {
             "index": int(predictions.indices[s.index]),
@@ -241,10 +255,7 @@ def _predicted(
     if most < 1:
         raise TinlabError(f"{most} images cannot be shown; give 1 or more")
     opened = open_run(run)
-    used = pack or Pack.open(opened.pack)
-    if pack is None and used.digest != opened.pack_digest:
-        raise TinlabError(f"{used.path} has changed since {run} was trained on it; name its pack with --data")
-    rows = used.split(split)
+    rows = (pack or pack_of(opened)).split(split)
     if not rows.labelled:
         raise TinlabError(f"the labels of '{split}' were never published, so errors on it are not known")
     predictions = predictions_of(run, split=split, pack=pack, device=device)

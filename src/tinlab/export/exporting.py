@@ -23,6 +23,7 @@ from tinlab.export.runtime import load_onnx
 from tinlab.export.speed import images_per_second
 from tinlab.files import write_atomically
 from tinlab.recipe import Compute
+from tinlab.runs import pack_of
 
 SPLIT = "val"
 TIMED_SECONDS = 0.3
@@ -90,8 +91,8 @@ def export_run(
     for place in (out, int8_out):
         if place is not None and place.is_dir():
             raise TinlabError(f"--out {place} is a folder; name a file, such as {place / 'model.onnx'}")
+    pack = pack or pack_of(opened)
     own = predictions_of(run, split=SPLIT, pack=pack, device="cpu")
-    pack = pack or Pack.open(opened.pack)
     held_out, step = pack.split(SPLIT), own.about["step"]
     about = {
         "precision": "fp32",

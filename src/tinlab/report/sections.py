@@ -23,7 +23,7 @@ from tinlab.report.examples import Examples, matching_split
 from tinlab.report.figures import reliability_chart, sorted_bars
 from tinlab.report.knobs import knob_groups, provenance_counts, shown, with_own_values
 from tinlab.report.record import RunRecord, number
-from tinlab.runs import open_run
+from tinlab.runs import open_run, pack_of
 
 ENDS_SHOWN = 5
 """How many of the best and of the worst classes are shown with images."""
@@ -69,7 +69,7 @@ def gather(record: RunRecord, pack: Pack | None, device: str) -> Source:
     no_pack = ""
     if pack is None:
         try:
-            pack = own_pack(record.path)
+            pack = pack_of(open_run(record.path))
         except TinlabError as error:
             no_pack = brief(error)
     predictions = record.predictions if record.predictions and record.predictions.labelled else None
@@ -96,15 +96,6 @@ def brief(error: TinlabError, most: int = 240) -> str:
     """What an error says, as part of a sentence: some list every layer of a network."""
     text = str(error).rstrip(".")
     return text if len(text) <= most else f"{text[:most].rsplit(' ', 1)[0]} …"
-
-
-def own_pack(run: Path) -> Pack:
-    """The pack that the run in folder `run` was trained on. Raises TinlabError where it is gone or other."""
-    opened = open_run(run)
-    pack = Pack.open(opened.pack)
-    if pack.digest != opened.pack_digest:
-        raise TinlabError(f"{pack.path} has changed since {run} was trained on it")
-    return pack
 
 
 def sections(source: Source, *, explain: bool = True) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tinlab.classifier import Classifier
+from tinlab.data.pack import Split
 from tinlab.errors import TinlabError
 from tinlab.evaluating import Comparison, compare, saved_predictions
 from tinlab.evaluating.comparing import letter
@@ -65,6 +67,8 @@ def versus(sources: Sequence[Source], *, explain: bool = True) -> dict[str, Any]
         figure, sentence = f"{best.top1:.2f}%", f"is the highest top-1, by {best.letter}, {best.name}."
     else:
         figure, sentence = "", "Nothing was measured yet in these runs."
+    together, telling = _side_by_side(sources, letters, found) if explain else ([], False)
+    beyond = [name for name, *_ in _able(sources, letters)][MOST_EXPLAINED:]
     return {
         "figure": figure,
         "sentence": sentence,
@@ -75,12 +79,14 @@ def versus(sources: Sequence[Source], *, explain: bool = True) -> dict[str, Any]
         "compared": found,
         "compared_lead": wording.comparison_sentence(found) if found else "",
         "not_compared": why_not,
-        "side_by_side": _side_by_side(sources, letters, found) if explain else (),
+        "side_by_side": together,
+        "telling": telling,
         "not_explained": [
             f"{line.letter} is not among them: {source.no_classifier or source.no_pack}."
             for line, source in zip(lines, sources, strict=True)
             if source.classifier is None or source.split is None
-        ],
+        ]
+        + [f"{name} is not among them: {MOST_EXPLAINED} runs are shown at most." for name in beyond],
         "fields": fields_apart([source.record.recipe for source in sources]),
     }
 
@@ -134,21 +140,26 @@ def _compared(sources: Sequence[Source]) -> tuple[Comparison | None, str]:
         return None, str(error)
 
 
-def _side_by_side(
-    sources: Sequence[Source], letters: Sequence[str], found: Comparison | None
-) -> list[Shared]:
-    """The same images explained for every run: where there are, such that only one of two gets right, so that
-    the maps have something to tell apart."""
-    able = [
+def _able(sources: Sequence[Source], letters: Sequence[str]) -> list[tuple[str, Classifier, Split]]:
+    """The runs whose network and images are at hand."""
+    return [
         (name, source.classifier, source.split)
         for name, source in zip(letters, sources, strict=True)
         if source.classifier is not None and source.split is not None
-    ][:MOST_EXPLAINED]
+    ]
+
+
+def _side_by_side(
+    sources: Sequence[Source], letters: Sequence[str], found: Comparison | None
+) -> tuple[list[Shared], bool]:
+    """The same images explained for every run, and whether they are such that only one of two gets right: so
+    that, where there are any, the maps have something to tell apart."""
+    able = _able(sources, letters)[:MOST_EXPLAINED]
     if len(able) < 2:
-        return []
+        return [], False
     split = able[0][2]
     if any(of.name != split.name or of.pack.digest != split.pack.digest for _, _, of in able):
-        return []
+        return [], False
     rows = _telling(found, {name for name, _, _ in able}, IMAGES) if found is not None else []
     chosen = from_split(split, indices=rows) if rows else from_split(split, images=min(IMAGES, len(split)))
     columns = []
@@ -157,12 +168,15 @@ def _side_by_side(
             columns.append((name, network.explained(classifier, [(one, "") for one in chosen])))
         except TinlabError:
             continue  # a network that takes other images; the rest still stands
-    return [
+    if len(columns) < 2:
+        return [], False
+    shared = [
         Shared(
             one.name, network.word(one), columns[0][1][n].image, [(name, seen[n]) for name, seen in columns]
         )
         for n, one in enumerate(chosen)
     ]
+    return shared, bool(rows)
 
 
 def _telling(found: Comparison, able: set[str], most: int) -> list[int]:
