@@ -198,9 +198,12 @@ def _file_at(path: Path) -> Path:
     if not path.exists():
         raise TinlabError(f"model.weights: there is no {path}; give 'imagenet', a file, or a run folder")
     if path.is_dir():
-        from tinlab.training import checkpoint
-
-        place = checkpoint.latest(path) or path
+        folders = [
+            place
+            for place in (path / "checkpoints").glob("step-*")
+            if place.is_dir() and place.name.removeprefix("step-").isdecimal()
+        ]
+        place = max(folders, key=lambda one: int(one.name.removeprefix("step-")), default=path)
         averaged = place / "ema.safetensors"
         path = averaged if averaged.is_file() else place / "model.safetensors"
         if not path.is_file():
