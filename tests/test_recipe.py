@@ -165,3 +165,9 @@ def test_momentum_falls_in_a_cycle():
     assert changed(find("demo"), cycle).schedule.low_momentum == 0.85
     with pytest.raises(TinlabError, match=r"schedule.low_momentum 0.85 is above optimizer.momentum 0.8"):
         changed(find("demo"), [*cycle, "optimizer.momentum=0.8"])
+
+
+def test_a_recipe_and_the_same_read_from_its_file_have_one_digest():
+    for name in RECIPES:
+        recipe = find(name)
+        assert parse_recipe(json.loads(recipe.model_dump_json()), name).digest == recipe.digest, name

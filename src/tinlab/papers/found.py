@@ -53,14 +53,15 @@ def found_of(recipe: Recipe, lines: Sequence[Line]) -> list[Found]:
     the longest first."""
     found = []
     lines = [line for line in lines if line["split"] == "val" and of_tiny_imagenet(line)]
-    full = [line for line in lines if line["recipe_digest"] == recipe.digest]
+    digest = recipe.digest
+    full = [line for line in lines if line["recipe_digest"] == digest]
     if full:
         found.append(Found("", _newest(full)))
     shorter: dict[float, list[Line]] = {}
     digests: dict[float, str] = {}
     for line in lines:
         named = BUDGET.search(line["recipe"])
-        if named is None or line["recipe_digest"] == recipe.digest:
+        if named is None or line["recipe_digest"] == digest:
             continue
         if not recipe.name.startswith(line["recipe"][: named.start()]):
             continue

@@ -262,7 +262,8 @@ class Recipe(Knobs):
         apart = {"name", "summary", "paper", "provenance"}
         if not any(phase.schedule.shape == "plateau" or phase.hard_classes for phase in self.phases):
             apart.add("evaluate_every_epochs")  # which alone count evaluations
-        deciding = {name: value for name, value in _changed_fields(self).items() if name not in apart}
+        whole = Recipe.model_validate(self.model_dump(mode="json"))  # a copy may have 30 epochs for 30.0
+        deciding = {name: value for name, value in _changed_fields(whole).items() if name not in apart}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
 
 

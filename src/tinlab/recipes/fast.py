@@ -53,7 +53,8 @@ def fast_cpu() -> Recipe:
 
 
 def fast_cpu_56() -> Recipe:
-    """Two CPU cores, under 40 minutes: fast_cpu for 22 epochs. Aim: 56.3% of val, Sun's improved network.
+    """Two CPU cores, under 40 minutes: fast_cpu for 22 epochs. Aim: 56.3% of val, Sun's improved network. It
+    has not got there yet: LOG.md, "Twice the epochs".
 
     Assumed: that more epochs of the same network buy more here than a wider one does, as they did for
     fast_cpu.
