@@ -207,10 +207,10 @@ def growth(measures: Sequence[Measure]) -> str:
     if not rows:
         return ""
     text = (
-        "The network of `fast_cpu`, as it was at the commit below. The exponent is the slope of a line through "
-        "the points on logarithmic axes: 1 where twice as much costs twice as much, 0 where it costs nothing "
-        "more. That of pixels is of their number, the side squared. An epoch's time is in proportion to its "
-        "images, since a step looks at its batch alone."
+        "The network of `fast_cpu`, as it was at the commit below. The exponent is the slope of a line "
+        "through the points on logarithmic axes: 1 where twice as much costs twice as much, 0 where it "
+        "costs nothing more. That of pixels is of their number, the side squared. An epoch's time is in "
+        "proportion to its images, since a step looks at its batch alone."
     )
     found = markdown(("grows with", "what", "measured", "exponent"), rows)
     return f"{text}\n\n{found}\n\n{_ranks(measures)}{measured_on(measures)}\n"
