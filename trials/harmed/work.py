@@ -292,13 +292,12 @@ class Results(Part):
         return ["results", "add", self.ground.runs[0], "--file", self.file, "--json"]
 
     def whole(self) -> None:
-        from tinlab.results import read_results
+        from tinlab.results import curve_file, read_results
 
         rows = read_results(self.file)
         assert rows[: len(self.before)] == self.before, "a row is lost"
-        curve = self.file.parent / "curves" / "plain-s0.csv"
-        if len(rows) > len(self.before):
-            lines = curve.read_text().splitlines()
+        for row in rows[len(self.before) :]:
+            lines = curve_file(self.file, row).read_text().splitlines()
             assert len(lines) > 2, "a row without its curve"
 
     def result(self, command: Command) -> Any:
