@@ -11,6 +11,7 @@ from typing import Any
 
 from tinlab import runs
 from tinlab.data.digests import OFFICIAL_DIGEST
+from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.metrics import measure
@@ -187,6 +188,17 @@ def write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]
 def of_tiny_imagenet(row: Mapping[str, str]) -> bool:
     """Whether a row was measured on all of Tiny ImageNet's val, and so stands beside the papers' numbers."""
     return row["content_digest"] == OFFICIAL_DIGEST and row["classes"] in ("", "200")
+
+
+def recorded(path: Path, pack: Pack) -> dict[tuple[str, int], float]:
+    """Recipe digest and seed -> top-1 in percent on val of the latest row in `path` that is of the classes
+    and files of `pack`."""
+    same = {"split": "val", "content_digest": str(pack.info.source.get("content_digest"))}
+    return {
+        (row["recipe_digest"], int(float(row["seed"]))): float(row["top1_percent"])
+        for row in sorted(read_results(path), key=lambda one: one["finished_at"])
+        if same.items() <= row.items() and int(row["classes"] or 200) == len(pack.info.classes)
+    }
 
 
 def mean_top1_percent(path: Path | None = None) -> dict[str, float]:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from tinlab.files import write_json
 from tinlab.papers import reproduce as module
 from tinlab.papers.registry import Row, row
 from tinlab.papers.reproduce import How, reproduce, status
+from tinlab.results import COLUMNS, recorded, write_table
 from tinlab.runs import open_run
 from tinlab.study import run as study_run
 from tinlab.study.attempt import Settings, write_row
@@ -88,6 +90,50 @@ def test_each_run_of_a_study_is_told_as_it_ends(how, monkeypatch):
             reproduce(row("sun_variants"), how, say=lambda text: None, finished=told.append)
         assert len(told) == expected  # the second time those of before come first
     assert all(run.is_dir() for run in told)
+
+
+def test_what_has_a_row_is_not_run_again(how, monkeypatch):
+    told: list[Path] = []
+    recipe = how.recipe(recipes.find("ma_overfit"))
+    known = dataclasses.replace(how, seeds=(0, 3), recorded={(recipe.digest, 3): 12.345})
+    done = reproduce(row("ma_overfit"), known, say=lambda text: None, finished=told.append)
+    assert [open_run(run).seed for run in done.runs] == [0] == [open_run(run).seed for run in told]
+    assert done.recorded == ("ma_overfit, seed 3: has its row: 12.35%",)
+
+    asked: list[str] = []
+
+    def run_locally(folder, todo, settings, *, jobs, stop, ended):
+        asked.extend(trial.recipe.name for trial in todo)
+        for trial in todo:
+            failed = study_rows(folder, trial, settings.pack_digest).model_copy(update={"status": "failed"})
+            ended(trial, write_row(folder, trial, failed))
+
+    monkeypatch.setattr(study_run, "run_locally", run_locally)
+    how = dataclasses.replace(how, seeds=(0,))
+    every = reproduce(row("sun_variants"), how, say=lambda text: None)
+    first = asked[0]
+    digest = next(one for one in row("sun_variants").recipes if one.name == first)
+    known = dataclasses.replace(how, out=how.out / "again", recorded={(how.recipe(digest).digest, 0): 50.0})
+    asked.clear()
+    done = reproduce(row("sun_variants"), known, say=lambda text: None)
+    assert len(asked) == len(every.failed) - 1 == len(done.failed)
+    assert first not in asked
+    assert done.recorded == (f"{first}, seed 0: has its row: 50.00%",)
+
+
+def test_rows_that_stand_for_a_run(shapes_pack, tmp_path):
+    pack = dataclasses.replace(shapes_pack.info, source={"content_digest": "d"})
+    other = dict.fromkeys(COLUMNS, "1")
+    other |= {"recipe_digest": "r", "split": "val", "content_digest": "d", "classes": str(len(pack.classes))}
+    rows = [
+        other | {"top1_percent": "12.5", "finished_at": "2"},
+        other | {"top1_percent": "11.5", "finished_at": "1"},
+        other | {"seed": "2", "classes": "199"},
+        other | {"seed": "3", "content_digest": "e"},
+        other | {"seed": "4", "split": "tune"},
+    ]
+    write_table(tmp_path / "results.csv", COLUMNS, rows)
+    assert recorded(tmp_path / "results.csv", SimpleNamespace(info=pack)) == {("r", 1): 12.5}
 
 
 def test_a_budget_makes_another_run(how):

@@ -12,11 +12,13 @@ from tinlab.papers.transfer import (
     on_b,
     read_transfer,
     record_transfer,
+    recorded_transfer,
     transfer,
     transfer_minutes,
 )
 from tinlab.papers.write import write_pages
 from tinlab.recipe import changed
+from tinlab.results import write_table
 from tinlab.training import loop
 from tinlab.training.stages import spans
 
@@ -41,6 +43,29 @@ def test_both_ways_are_measured_on_half_b_and_nothing_is_trained_twice(
     assert len(list((tmp_path / "t" / "runs").glob("*/result.json"))) == 5
     monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
     assert transfer(small, shapes_pack, tmp_path / "t", **how) == lines
+
+
+def test_what_has_a_row_is_not_trained_again(small, shapes_pack, tmp_path):
+    told: list[tuple[int, str]] = []
+    how = {
+        "images_per_class": (2,),
+        "fraction": 0.01,
+        "device": "cpu",
+        "say": lambda text: None,
+        "finished": lambda one: told.append((one.images_per_class, one.start)),
+    }
+    (line,) = transfer(small, shapes_pack, tmp_path / "t", recorded={(2, "from A", 0): 33.0}, **how)
+    assert told == [(2, "from scratch")]  # nor is the network on A, which nothing needs
+    assert line.from_a == {0: 33.0}
+
+    n = len(shapes_pack.info.classes) // 2
+    row = dict.fromkeys(TABLE_COLUMNS, "1") | {"recipe_digest": small.digest, "start": "from A", "seed": "0"}
+    row |= {"images_per_class": "2", "share": "0.01", "top1_percent": "33", "classes": str(n)}
+    row |= {"content_digest": str(shapes_pack.info.source.get("content_digest"))}
+    rows = [row, row | {"start": "from scratch", "classes": "77"}, row | {"share": "1", "seed": "2"}]
+    write_table(tmp_path / "transfer.csv", TABLE_COLUMNS, rows)
+    found = recorded_transfer(tmp_path / "transfer.csv", small, 0.01, shapes_pack)
+    assert found == {(2, "from A", 0): 33.0}
 
 
 def test_both_ways_have_the_same_images_and_steps(small, shapes_pack):

@@ -13,7 +13,10 @@ from tinlab.errors import TinlabError
 
 AddResults = Annotated[
     bool,
-    typer.Option("--add-results", help="Add a row for each run as it ends, and write RESULTS.md anew."),
+    typer.Option(
+        "--add-results",
+        help="Add a row for each run as it ends, and write RESULTS.md anew; what has one is not run again.",
+    ),
 ]
 ResultsFile = Annotated[
     Path | None,
@@ -155,20 +158,24 @@ def _run(
     json: bool,
 ) -> None:
     from tinlab.cli.many import _study_settings
+    from tinlab.data.pack import Pack
     from tinlab.papers.measures import measures_file, record_measures
     from tinlab.papers.reproduce import How, Reproduced
     from tinlab.papers.reproduce import reproduce as run_row
     from tinlab.papers.write import write_pages
+    from tinlab.results import recorded
     from tinlab.study.attempt import share_of_cores
     from tinlab.study.plan import parse_seeds
 
+    settings = _study_settings(data, device, checkpoint_seconds, share_of_cores(jobs), None)
     how = How(
-        settings=_study_settings(data, device, checkpoint_seconds, share_of_cores(jobs), None),
+        settings=settings,
         out=out,
         seeds=None if seeds is None else parse_seeds(seeds),
         fraction=budget,
         changes=changes,
         jobs=jobs,
+        recorded={} if results is None else recorded(results, Pack.open(settings.pack)),
     )
     done: list[Reproduced] = []
     failed: dict[str, str] = {}
@@ -232,6 +239,8 @@ def _show(found: Any) -> None:
             f"  {run.recipe.name}, seed {run.seed}: {result['split']} top-1 {result['top1_percent']:.2f}% in "
             f"{result['train_seconds'] / 60:.1f} minutes{f', budget: {budget}' if budget else ''}: {path}"
         )
+    for line in found.recorded:
+        terminal.show(f"  {line}")
     for measure, value in found.values.items():
         terminal.show(f"  {measure_words(measure)} {value:g}")
     if picture := found.answer.get("picture") or found.answer.get("report"):
@@ -310,7 +319,7 @@ def transfer(
     """Train on half of the classes, and fine-tune on the others, against from scratch."""
     from tinlab import recipes
     from tinlab.data.places import open_data
-    from tinlab.papers.transfer import Trained, record_transfer, transfer_file
+    from tinlab.papers.transfer import Trained, record_transfer, recorded_transfer, transfer_file
     from tinlab.papers.transfer import transfer as run_transfer
     from tinlab.papers.write import write_pages
     from tinlab.study.plan import parse_seeds
@@ -350,6 +359,7 @@ def transfer(
             say=terminal.say,
             watch=watch,
             finished=finished,
+            recorded={} if place is None else recorded_transfer(transfer_file(place), chosen, budget, pack),
         )
     if json:
         terminal.show_json([vars(line) for line in lines])

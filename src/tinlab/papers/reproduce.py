@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tinlab.recipe import Recipe
 from tinlab.recipes import shortened
 from tinlab.runs import Run
 from tinlab.study.attempt import Settings
-from tinlab.study.plan import file_name
+from tinlab.study.plan import Trial, file_name
 from tinlab.study.run import outcome, run_study
 from tinlab.study.studies import STUDIES
 from tinlab.study.trial import find_run
@@ -42,6 +42,8 @@ class How:
     fraction: float = 1.0
     changes: tuple[str, ...] = ()
     jobs: int = 1
+    recorded: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    """Recipe digest and seed -> top-1 in percent of what is known already: it is run no more."""
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """What is trained in the place of `recipe`. Raises TinlabError for a change that cannot be."""
@@ -60,6 +62,8 @@ class Reproduced:
     """Digests of the recipes whose runs a command looked at."""
     failed: tuple[str, ...] = ()
     """A line for each run of a study that failed."""
+    recorded: tuple[str, ...] = ()
+    """A line for each run that was known already, and is not in the folder."""
 
 
 def reproduce(
@@ -73,16 +77,19 @@ def reproduce(
     """Run `row_` in `how.out`: what is finished stays, what was stopped goes on.
 
     `finished` is told the folder of each run as it ends, or is found to have ended, before the next one
-    begins. Raises what `loop.train` and `run_study` raise, and TinlabError where a command fails, or the runs
-    that it looks at are not there.
+    begins; of what `how.recorded` has there is none. Raises what `loop.train` and `run_study` raise, and
+    TinlabError where a command fails, or the runs that it looks at are not there.
     """
     if row_.recipe is not None:
         recipe = how.recipe(recipes.find(row_.recipe))
-        runs = []
+        runs, known = [], []
         for seed in _seeds(row_, how):
-            runs.append(_trained(recipe, how, seed, say, watch))
-            finished(runs[-1])
-        return Reproduced(row_, tuple(runs))
+            if (run := _trained(recipe, how, seed, say, watch)) is None:
+                known.append(_known(recipe, how, seed))
+            else:
+                runs.append(run)
+                finished(run)
+        return Reproduced(row_, tuple(runs), recorded=tuple(known))
     if row_.study is not None:
         return _studied(row_, how, say, finished)
     return _commanded(row_, how, say)
@@ -92,8 +99,12 @@ def _seeds(row_: Row, how: How) -> tuple[int, ...]:
     return how.seeds if how.seeds is not None else row_.seeds
 
 
-def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: Watcher | None) -> Path:
-    """The finished run of `recipe` and `seed`, trained, gone on with, or found."""
+def _known(recipe: Recipe, how: How, seed: int) -> str:
+    return f"{recipe.name}, seed {seed}: has its row: {how.recorded[recipe.digest, seed]:.2f}%"
+
+
+def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: Watcher | None) -> Path | None:
+    """The finished run of `recipe` and `seed`, trained, gone on with, or found; None where it is known."""
     pack = Pack.open(how.settings.pack)
     options: dict[str, Any] = {
         "device": how.settings.device,
@@ -103,6 +114,9 @@ def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: Watcher | Non
     run = find_run(how.out, recipe, seed, pack.digest)
     if run is not None and run.result is not None:
         say(f"{recipe.name}, seed {seed}: finished already: {run.path}")
+    elif (recipe.digest, seed) in how.recorded:
+        say(_known(recipe, how, seed))
+        return None
     elif run is not None:
         say(f"{recipe.name}, seed {seed}: goes on in {run.path}")
         run = loop.resume(run.path, pack=pack, **options)
@@ -129,6 +143,15 @@ def _studied(row_: Row, how: How, say: Say, finished: Finished) -> Reproduced:
         }
     )
     folder = how.out / changed.name
+    known: list[str] = []
+
+    def needless(trial: Trial) -> bool:
+        if (trial.recipe.digest, trial.seed) not in how.recorded:
+            return False
+        known.append(_known(trial.recipe, how, trial.seed))
+        say(known[-1])
+        return True
+
     done = run_study(
         changed,
         folder,
@@ -136,10 +159,15 @@ def _studied(row_: Row, how: How, say: Say, finished: Finished) -> Reproduced:
         jobs=how.jobs,
         say=say,
         finished=lambda one: finished(folder / str(one.run)),
+        needless=needless,
     )
     runs = tuple(done.folder / one.run for one in done.rows if one.run and one.status == "finished")
-    failed = tuple(outcome(one) for one in done.rows if one.status != "finished")
-    return Reproduced(row_, runs, failed=failed)
+    failed = tuple(
+        outcome(one)
+        for one in done.rows
+        if one.status != "finished" and (one.recipe_digest, one.seed) not in how.recorded
+    )
+    return Reproduced(row_, runs, failed=failed, recorded=tuple(known))
 
 
 def _commanded(row_: Row, how: How, say: Say) -> Reproduced:

@@ -78,13 +78,15 @@ def transfer(
     say: Callable[[str], None] = print,
     watch: Watcher | None = None,
     finished: Callable[[Trained], None] = lambda one: None,
+    recorded: Mapping[tuple[int, str, int], float] | None = None,
 ) -> list[Line]:
     """Train `recipe` on half A of the classes of `pack`, then networks on half B, from it and from scratch.
 
     All is in the folder `out`: the packs A and B, the runs, and transfer.json with the lines. What is
     finished stays, and what was stopped goes on. `fraction` shortens every training; `finished` is told of
-    each training as it ends, or is found to have ended. Raises what `loop.train` raises, and TinlabError
-    where the classes cannot be halved or a number of images is none.
+    each training as it ends, or is found to have ended. What `recorded` has (images a class, start and
+    seed -> top-1 in percent) is not trained, nor is A where nothing needs it. Raises what `loop.train`
+    raises, and TinlabError where the classes cannot be halved or a number of images is none.
     """
     if any(count < 1 for count in images_per_class):
         raise TinlabError("images a class are 1 or more")
@@ -106,13 +108,20 @@ def transfer(
     for count in images_per_class:
         values: tuple[dict[int, float], dict[int, float]] = ({}, {})
         for seed in seeds:
-            base = trained(on_a(recipe, fraction), "A", seed)
-            finished(Trained(recipe, fraction, 0, "A itself", base))
-            for place, weights in enumerate((str(base.path.resolve()), None)):
+            for place, start in enumerate(STARTS):
+                if (known := (recorded or {}).get((count, start, seed))) is not None:
+                    say(f"{count} images a class, {start}, seed {seed}: has its row: {known:.2f}%")
+                    values[place][seed] = known
+                    continue
+                weights = None
+                if start == "from A":
+                    base = trained(on_a(recipe, fraction), "A", seed)
+                    finished(Trained(recipe, fraction, 0, "A itself", base))
+                    weights = str(base.path.resolve())
                 run = trained(on_b(recipe, count, weights, fraction, halves["B"]), "B", seed)
                 assert run.result is not None
                 values[place][seed] = run.result["top1_percent"]
-                finished(Trained(recipe, fraction, count, STARTS[place], run))
+                finished(Trained(recipe, fraction, count, start, run))
         found.append(Line(count, *values))
     write_json(out / "transfer.json", [vars(line) for line in found])
     return found
@@ -218,6 +227,22 @@ def read_transfer(path: Path) -> list[dict[str, str]]:
         raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
     check_numbers(path, found, ("share", "images_per_class", "train_minutes"))
     return found
+
+
+def recorded_transfer(
+    path: Path, recipe: Recipe, fraction: float, pack: Pack
+) -> dict[tuple[int, str, int], float]:
+    """Images a class, start and seed -> top-1 in percent of the rows of `path` for `recipe` at that share of
+    its length, on halves of the classes of `pack`."""
+    halved = {str(len(half(pack, which))) for which in ("A", "B")}
+    return {
+        (int(row["images_per_class"]), row["start"], int(float(row["seed"]))): float(row["top1_percent"])
+        for row in read_transfer(path)
+        if row["recipe_digest"] == recipe.digest
+        and float(row["share"]) == fraction
+        and row["content_digest"] == str(pack.info.source.get("content_digest"))
+        and row["classes"] in halved
+    }
 
 
 def record_transfer(one: Trained, path: Path) -> bool:

@@ -49,12 +49,14 @@ def run_study(
     retry: bool = False,
     say: Say = print,
     finished: Callable[[Row], None] = lambda row: None,
+    needless: Callable[[Trial], bool] = lambda trial: False,
 ) -> Done:
     """Run the trials of `study` that are not finished, in `folder`.
 
-    A failed trial is a row, and is tried again only with `retry`. `finished` is told of each finished trial:
-    first of those that were so before, then of each as it ends. Raises StudyStopped after a signal, and
-    TinlabError where the folder holds another study's runs, or what is asked for is not there.
+    A failed trial is a row, and is tried again only with `retry`; one that is `needless` is not run.
+    `finished` is told of each finished trial: first of those that were so before, then of each as it ends.
+    Raises StudyStopped after a signal, and TinlabError where the folder holds another study's runs, or what
+    is asked for is not there.
     """
     study = resolved(study)
     everything = trials(study)
@@ -66,10 +68,11 @@ def run_study(
             remove_leftovers(place)
         rows = [read_row(folder, trial, settings.pack_digest) for trial in everything]
         write_json(folder / "study.json", study.model_dump(mode="json"))
-        todo = [trial for trial, row in zip(everything, rows, strict=True) if _due(row, retry)]
+        due = [trial for trial, row in zip(everything, rows, strict=True) if _due(row, retry)]
+        todo = [trial for trial in due if not needless(trial)]
         done = len(everything) - len(todo)
-        if done:
-            say(f"{done} of {len(everything)} runs are there already")
+        if there := len(everything) - len(due):
+            say(f"{there} of {len(everything)} runs are there already")
         for row in rows:
             if row.status == "finished":
                 finished(row)
