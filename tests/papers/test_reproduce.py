@@ -98,7 +98,7 @@ def test_what_has_a_row_is_not_run_again(how, monkeypatch):
     known = dataclasses.replace(how, seeds=(0, 3), recorded={(recipe.digest, 3): 12.345})
     done = reproduce(row("ma_overfit"), known, say=lambda text: None, finished=told.append)
     assert [open_run(run).seed for run in done.runs] == [0] == [open_run(run).seed for run in told]
-    assert done.recorded == ("ma_overfit, seed 3: has its row: 12.35%",)
+    assert done.recorded == ("ma_overfit, seed 3: has a row already: 12.35%",)
 
     asked: list[str] = []
 
@@ -118,7 +118,7 @@ def test_what_has_a_row_is_not_run_again(how, monkeypatch):
     done = reproduce(row("sun_variants"), known, say=lambda text: None)
     assert len(asked) == len(every.failed) - 1 == len(done.failed)
     assert first not in asked
-    assert done.recorded == (f"{first}, seed 0: has its row: 50.00%",)
+    assert done.recorded == (f"{first}, seed 0: has a row already: 50.00%",)
 
 
 def test_rows_that_stand_for_a_run(shapes_pack, tmp_path):

@@ -240,7 +240,7 @@ def _show(found: Any) -> None:
             f"{result['train_seconds'] / 60:.1f} minutes{f', budget: {budget}' if budget else ''}: {path}"
         )
     for line in found.recorded:
-        terminal.show(f"  {line}")
+        terminal.show(f"  {line}; without --add-results it is run again")
     for measure, value in found.values.items():
         terminal.show(f"  {measure_words(measure)} {value:g}")
     if picture := found.answer.get("picture") or found.answer.get("report"):

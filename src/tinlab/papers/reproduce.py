@@ -100,7 +100,7 @@ def _seeds(row_: Row, how: How) -> tuple[int, ...]:
 
 
 def _known(recipe: Recipe, how: How, seed: int) -> str:
-    return f"{recipe.name}, seed {seed}: has its row: {how.recorded[recipe.digest, seed]:.2f}%"
+    return f"{recipe.name}, seed {seed}: has a row already: {how.recorded[recipe.digest, seed]:.2f}%"
 
 
 def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: Watcher | None) -> Path | None:

@@ -110,7 +110,7 @@ def transfer(
         for seed in seeds:
             for place, start in enumerate(STARTS):
                 if (known := (recorded or {}).get((count, start, seed))) is not None:
-                    say(f"{count} images a class, {start}, seed {seed}: has its row: {known:.2f}%")
+                    say(f"{count} images a class, {start}, seed {seed}: has a row already: {known:.2f}%")
                     values[place][seed] = known
                     continue
                 weights = None

@@ -55,7 +55,7 @@ def versus(sources: Sequence[Source], *, explain: bool = True) -> dict[str, Any]
     """The comparison's values, by name."""
     letters = [letter(place) for place in range(len(sources))]
     lines = [_line(letters[n], source) for n, source in enumerate(sources)]
-    named = [(f"{line.letter} {line.name}", s.record) for line, s in zip(lines, sources, strict=True)]
+    named = [(_head(line, lines), source.record) for line, source in zip(lines, sources, strict=True)]
     by_epochs = charts_together(named, minutes=False)
     by_minutes = charts_together(named, minutes=True)
     found, why_not = _compared(sources)
@@ -99,6 +99,12 @@ def fields_apart(recipes: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]
         for path, values in differing(whole)
     ]
     return [(path, values) for path, values in found if len(set(values)) > 1][:FIELDS_SHOWN]
+
+
+def _head(line: Line, lines: Sequence[Line]) -> str:
+    """A run's name among others: with its seed where another run has the same recipe."""
+    alike = sum(other.name == line.name for other in lines) > 1 and line.seed != "–"
+    return f"{line.letter} {line.name}" + (f", seed {line.seed}" if alike else "")
 
 
 def _line(letter: str, source: Source) -> Line:
