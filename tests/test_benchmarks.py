@@ -166,6 +166,8 @@ def test_operations_are_counted_for_what_they_are_part_of():
     assert share_of("aten::copy_", ["aten::mkldnn_convolution", "aten::conv2d"]) == "convolutions, forward"
     inside = ["ConvolutionBackward0", f"{backward}: ConvolutionBackward0"]
     assert share_of("aten::convolution_backward", inside) == "convolutions, backward"
+    inside = [f"{backward}: _ConvolutionByMatricesBackward"]
+    assert share_of("aten::mm", inside) == "convolutions, backward"
     assert share_of("aten::_to_copy", ["aten::to", "tinlab::augmentation"]) == "augmentation"
     assert share_of("aten::_fused_sgd_", ["Optimizer.step#SGD.step"]) == "optimizer"
     assert share_of("aten::sum", []) == "loss and metrics"

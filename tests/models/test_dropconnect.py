@@ -150,7 +150,7 @@ def test_compiles_into_one_graph():
         (["fcc"], r"^model\.dropconnect\.0\.layers: no layer .* 'fcc'; it has fc"),
         (
             ["fc", "conv1"],
-            r"^model\.dropconnect\.1\.layers: 'conv1' is a Conv2d; DropConnect goes on a Linear",
+            r"^model\.dropconnect\.1\.layers: 'conv1' is a Convolution; DropConnect goes on a Linear",
         ),
         (["fc", "f*"], r"^model\.dropconnect\.1\.layers: 'fc' is a DropConnectLinear"),
     ],

@@ -166,7 +166,7 @@ def test_a_run_starts_from_a_runs_average(tiny_recipe, shapes_pack, tmp_path):
         ("model.weights=nowhere.safetensors", "there is no nowhere.safetensors"),
         ('loss.penalties=[{"layers": "convolution9", "l1": 1}]', "no layer of the network is called"),
         ('loss.penalties=[{"layers": "fc"}]', "give l1 or l2 a value above 0"),
-        ('model.dropconnect=[{"layers": "conv1"}]', "'conv1' is a Conv2d"),
+        ('model.dropconnect=[{"layers": "conv1"}]', "'conv1' is a Convolution"),
         ("model.name=torchvision:inception_v3", "model.width"),
         ("model.init=hee", "there is no 'hee'; there are: he, xavier"),
         ("model.final_survival=0", "greater than 0"),

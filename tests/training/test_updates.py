@@ -165,7 +165,8 @@ def test_parts_of_a_batch_add_up_to_it(parts, tiny_recipe, shapes_pack):
 
 @pytest.mark.parametrize("knob", [*ALL[:4], "compute.precision=fp16", "schedule.accumulate=2"])
 def test_each_of_them_does_something(knob, tiny_recipe, shapes_pack, tmp_path):
-    recipe = changed(tiny_recipe, ["schedule.steps=3"])
+    # At the recipe's own rate a rounding error decides whether sharpness-aware steps end at 1.7 or at 6.9.
+    recipe = changed(tiny_recipe, ["schedule.steps=3", "optimizer.peak_lr=0.005"])
     plain = loop.train(recipe, shapes_pack, tmp_path, device="cpu")
     run = loop.train(changed(recipe, [knob]), shapes_pack, tmp_path, device="cpu")
     assert run.result["loss"] != plain.result["loss"]

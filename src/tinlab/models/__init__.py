@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tinlab import recipe
 from tinlab.errors import TinlabError
 from tinlab.models import resnet, shcherbina, standard, trinext, weights, yu, zoo
+from tinlab.models.convolutions import choose_ways
 from tinlab.models.dropconnect import add_dropconnect
 from tinlab.models.fits import fits, outline
 from tinlab.models.initialise import initialise
 from tinlab.models.network import Network
-from tinlab.models.strided import avoid_fault
 
 MODELS: dict[str, Network] = {
     **resnet.NETWORKS,
@@ -73,7 +73,7 @@ def build(knobs: recipe.Model, classes: int, *, image_size: int = 64) -> nn.Modu
     """
     network = find(knobs.name, image_size)
     model = network.build(network.resolve(knobs), classes)
-    avoid_fault(model)
+    choose_ways(model)
     add_dropconnect(model, knobs.dropconnect)
     return model
 
