@@ -11,7 +11,6 @@ from typing import Any
 
 from tinlab import runs
 from tinlab.data.digests import OFFICIAL_DIGEST
-from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.metrics import measure
@@ -190,21 +189,22 @@ def of_tiny_imagenet(row: Mapping[str, str]) -> bool:
     return row["content_digest"] == OFFICIAL_DIGEST and row["classes"] in ("", "200")
 
 
-def recorded(path: Path, pack: Pack) -> dict[tuple[str, int], float]:
-    """Recipe digest and seed -> top-1 in percent on val of the latest row in `path` that is of the classes
-    and files of `pack`."""
-    same = {"split": "val", "content_digest": str(pack.info.source.get("content_digest"))}
+def recorded(
+    path: Path, content_digest: str | None = OFFICIAL_DIGEST, classes: int = 200
+) -> dict[tuple[str, int], float]:
+    """Recipe digest and seed -> top-1 in percent on val of the latest row in `path` that is of so many
+    classes of the files with that digest."""
     return {
         (row["recipe_digest"], int(float(row["seed"]))): float(row["top1_percent"])
         for row in sorted(read_results(path), key=lambda one: one["finished_at"])
-        if same.items() <= row.items() and int(row["classes"] or 200) == len(pack.info.classes)
+        if (row["split"], row["content_digest"]) == ("val", content_digest)
+        and (row["classes"] or "200") == str(classes)
     }
 
 
 def mean_top1_percent(path: Path | None = None) -> dict[str, float]:
     """Recipe digest -> mean top-1 in percent over the seeds on Tiny ImageNet's val, from results.csv."""
-    found: dict[str, dict[str, float]] = {}
-    for row in sorted(read_results(path or results_file()), key=lambda one: one["finished_at"]):
-        if row["split"] == "val" and of_tiny_imagenet(row):
-            found.setdefault(row["recipe_digest"], {})[row["seed"]] = float(row["top1_percent"])
-    return {digest: sum(seeds.values()) / len(seeds) for digest, seeds in found.items()}
+    found: dict[str, list[float]] = {}
+    for (digest, _), top1 in recorded(path or results_file()).items():
+        found.setdefault(digest, []).append(top1)
+    return {digest: sum(values) / len(values) for digest, values in found.items()}

@@ -81,18 +81,14 @@ def test_every_way_is_the_same_convolution(kernel, stride, padding, side, float3
         ways.append(way)
         return by_matrices(x, weight, geometry, way)
 
-    with (
-        patch.object(BY_MATRICES, "apply", told),
-        torch.autocast("cpu", enabled=half),
-    ):
+    with patch.object(BY_MATRICES, "apply", told), torch.autocast("cpu", enabled=half):
         found = results_of(own, images)
     assert ways == [way for way in [bf16 if half else float32] if way]
     assert found[0].dtype == (torch.bfloat16 if half else torch.float32)
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
-        assert torch.linalg.vector_norm(one - other) < (0.01 if half else 1e-5) * torch.linalg.vector_norm(
-            other
-        )
+        apart, length = torch.linalg.vector_norm(one - other), torch.linalg.vector_norm(other)
+        assert apart < (0.01 if half else 1e-5) * length
     assert found[0].is_contiguous(memory_format=torch.channels_last)
 
 

@@ -168,6 +168,8 @@ def _run(
     from tinlab.study.plan import parse_seeds
 
     settings = _study_settings(data, device, checkpoint_seconds, share_of_cores(jobs), None)
+    about = Pack.open(settings.pack).info
+    images = (about.source.get("content_digest"), len(about.classes))
     how = How(
         settings=settings,
         out=out,
@@ -175,7 +177,7 @@ def _run(
         fraction=budget,
         changes=changes,
         jobs=jobs,
-        recorded={} if results is None else recorded(results, Pack.open(settings.pack)),
+        recorded={} if results is None else recorded(results, *images),
     )
     done: list[Reproduced] = []
     failed: dict[str, str] = {}
@@ -221,6 +223,7 @@ def _answer(found: Any) -> dict[str, Any]:
         "row": found.row.id,
         "reported": found.row.numbers,
         "runs": [{"run": str(path), **(open_run(path).result or {})} for path in found.runs],
+        "recorded": found.recorded,
         "measures": found.values,
     }
 

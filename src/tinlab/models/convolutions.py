@@ -1,7 +1,7 @@
 """Convolutions in training on CPUs where oneDNN, which computes them there, is slow or at fault.
 
 Slow: of small maps, above all for the gradient of the weights. 512 channels at 2x2, a batch of 128 in bf16 on
-two cores take 25 ms forward and backward, and the same as products of matrices 6 (LOG.md). A ResNet's last
+two cores take 29 ms forward and backward, and the same as products of matrices 7 (LOG.md). A ResNet's last
 stage is such a place at 64x64 pixels. What is computed stays the same, up to rounding.
 
 At fault: the gradient of the weights of a 1x1 convolution with a stride, of fewer than 16 channels, is

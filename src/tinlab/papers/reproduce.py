@@ -20,7 +20,7 @@ from tinlab.recipe import Recipe
 from tinlab.recipes import shortened
 from tinlab.runs import Run
 from tinlab.study.attempt import Settings
-from tinlab.study.plan import Trial, file_name
+from tinlab.study.plan import file_name
 from tinlab.study.run import outcome, run_study
 from tinlab.study.studies import STUDIES
 from tinlab.study.trial import find_run
@@ -85,7 +85,7 @@ def reproduce(
         runs, known = [], []
         for seed in _seeds(row_, how):
             if (run := _trained(recipe, how, seed, say, watch)) is None:
-                known.append(_known(recipe, how, seed))
+                known.append(_known(recipe.name, recipe.digest, seed, how))
             else:
                 runs.append(run)
                 finished(run)
@@ -99,8 +99,8 @@ def _seeds(row_: Row, how: How) -> tuple[int, ...]:
     return how.seeds if how.seeds is not None else row_.seeds
 
 
-def _known(recipe: Recipe, how: How, seed: int) -> str:
-    return f"{recipe.name}, seed {seed}: has a row already: {how.recorded[recipe.digest, seed]:.2f}%"
+def _known(name: str, digest: str, seed: int, how: How) -> str:
+    return f"{name}, seed {seed}: has a row already: {how.recorded[digest, seed]:.2f}%"
 
 
 def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: Watcher | None) -> Path | None:
@@ -115,7 +115,6 @@ def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: Watcher | Non
     if run is not None and run.result is not None:
         say(f"{recipe.name}, seed {seed}: finished already: {run.path}")
     elif (recipe.digest, seed) in how.recorded:
-        say(_known(recipe, how, seed))
         return None
     elif run is not None:
         say(f"{recipe.name}, seed {seed}: goes on in {run.path}")
@@ -143,15 +142,6 @@ def _studied(row_: Row, how: How, say: Say, finished: Finished) -> Reproduced:
         }
     )
     folder = how.out / changed.name
-    known: list[str] = []
-
-    def needless(trial: Trial) -> bool:
-        if (trial.recipe.digest, trial.seed) not in how.recorded:
-            return False
-        known.append(_known(trial.recipe, how, trial.seed))
-        say(known[-1])
-        return True
-
     done = run_study(
         changed,
         folder,
@@ -159,15 +149,14 @@ def _studied(row_: Row, how: How, say: Say, finished: Finished) -> Reproduced:
         jobs=how.jobs,
         say=say,
         finished=lambda one: finished(folder / str(one.run)),
-        needless=needless,
+        needless=lambda trial: (trial.recipe.digest, trial.seed) in how.recorded,
     )
     runs = tuple(done.folder / one.run for one in done.rows if one.run and one.status == "finished")
-    failed = tuple(
-        outcome(one)
-        for one in done.rows
-        if one.status != "finished" and (one.recipe_digest, one.seed) not in how.recorded
-    )
-    return Reproduced(row_, runs, failed=failed, recorded=tuple(known))
+    others = [one for one in done.rows if one.status != "finished"]
+    known = [one for one in others if (one.recipe_digest, one.seed) in how.recorded]
+    failed = tuple(outcome(one) for one in others if one not in known)
+    lines = tuple(_known(one.recipe, one.recipe_digest, one.seed, how) for one in known)
+    return Reproduced(row_, runs, failed=failed, recorded=lines)
 
 
 def _commanded(row_: Row, how: How, say: Say) -> Reproduced:

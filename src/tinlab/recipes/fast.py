@@ -54,7 +54,7 @@ def fast_cpu() -> Recipe:
 
 def fast_cpu_56() -> Recipe:
     """Two CPU cores, under 40 minutes: fast_cpu for 22 epochs. Aim: 56.3% of val, Sun's improved network. It
-    has not got there yet: LOG.md, "Twice the epochs".
+    has not got there yet: LOG.md, "Twice the epochs"; "Stronger crops want val as it is" says what may.
 
     Assumed: that more epochs of the same network buy more here than a wider one does, as they did for
     fast_cpu.
