@@ -224,6 +224,7 @@ def own_turn(out: Path, name: str, seconds: float) -> dict[str, Any]:
     from tinlab.tuning import tune_process
 
     tune_process()
+    import numpy as np
     import torch
 
     from tinlab import runs
@@ -233,7 +234,7 @@ def own_turn(out: Path, name: str, seconds: float) -> dict[str, Any]:
     from tinlab.evaluation.predict import predict_split
     from tinlab.files import read_json
     from tinlab.recipe import parse_recipe
-    from tinlab.training import checkpoint, endings, loop
+    from tinlab.training import checkpoint, endings, loop, statistics
     from tinlab.training.progress import Progress
 
     plan = Plan(**read_json(out / "plan.json"))
@@ -262,10 +263,13 @@ def own_turn(out: Path, name: str, seconds: float) -> dict[str, Any]:
     except endings.TrainingStopped:
         run = [run for run in runs.list_runs(folder) if checkpoint.latest(run.path)][-1]
         split = pack.split("val")
-        classifier = load(run.path, "cpu")
-        found = predict_split(
-            classifier.model, run.preprocessing, split, recipe.compute, torch.device("cpu")
-        )  # fmt: skip
+        model, seen, cpu = load(run.path, "cpu").model, run.preprocessing, torch.device("cpu")
+        if (images := recipe.data.precise_bn_images) is not None:  # as at the end of the training
+            known = pack.split(recipe.data.train_split)
+            rows = statistics.spread(np.arange(len(known)), images)
+            names = statistics.norms_of(model.train())
+            statistics.take_anew(model, names, seen, known, rows, recipe.compute, cpu)
+        found = predict_split(model, seen, split, recipe.compute, cpu)
         top1 = measure(found.logits, found.labels).top1_percent
         last = checkpoint.latest(run.path)
         assert last is not None

@@ -53,18 +53,31 @@ def fast_cpu() -> Recipe:
 
 
 def fast_cpu_56() -> Recipe:
-    """Two CPU cores, under 40 minutes: fast_cpu for 22 epochs. Aim: 56.3% of val, Sun's improved network. It
-    has not got there yet: LOG.md, "Twice the epochs"; "Stronger crops want val as it is" says what may.
+    """Two CPU cores, under 40 minutes: fast_cpu for 21 epochs with stronger crops. Aim: 56.3% of val, Sun's
+    improved network.
 
-    Assumed: that more epochs of the same network buy more here than a wider one does, as they did for
-    fast_cpu.
+    With crops from 60% of the area on the network of fast_cpu knows 73% of its training images after 22
+    epochs and 55.1% of val; from 35% on it keeps learning. Such crops magnify what they show, so val is shown
+    larger than the last images, and the batch norms' statistics are taken anew for it (Touvron et al. 2019):
+    57.5% at 64 pixels where 56 have 55.5 (LOG.md, "Stronger crops want val as it is"). Half of the steps are
+    at 40 pixels, since at 32 such crops leave little to see.
+
+    Assumed: where the sizes change, and that 32 pixels would have cost more than they save.
     """
     base = fast_cpu()
     return base.model_copy(
         update={
             "name": "fast_cpu_56",
-            "summary": "fast_cpu for 22 epochs",
-            "schedule": base.schedule.model_copy(update={"epochs": 22}),
+            "summary": "fast_cpu for 21 epochs, stronger crops and val at 64 pixels",
+            "data": base.data.model_copy(
+                update={
+                    "image_sizes": (40, 40, 40, 40, 40, 48, 48, 48, 56, 56),
+                    "measured_size": None,
+                    "precise_bn_images": 2500,
+                }
+            ),
+            "augment": (Flip(alternate=True), RandomResizedCrop(area=(0.35, 1.0))),
+            "schedule": base.schedule.model_copy(update={"epochs": 21}),
         }
     )
 

@@ -245,19 +245,12 @@ class Setup:
         if wanted is None:
             return
         self.frozen.train()
-        names = [
-            name
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-        ]
-        rows = self.span.rows
-        places = np.linspace(0, len(rows), min(wanted, len(rows)), endpoint=False).astype(np.int64)
         statistics.take_anew(
             self.measured_model,
-            names,
+            statistics.norms_of(self.model),
             self.shown,
             self.split,
-            rows[places],
+            statistics.spread(self.span.rows, wanted),
             self.recipe.compute,
             self.device,
         )

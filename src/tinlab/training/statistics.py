@@ -20,6 +20,19 @@ def check(data: Data, sketch: nn.Module) -> None:
         raise TinlabError("data.precise_bn_images: this network has no batch norm; leave it out")
 
 
+def norms_of(model: nn.Module) -> list[str]:
+    """The names of the batch norms of `model` that are in training mode, which frozen ones are not."""
+    return [
+        name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training
+    ]
+
+
+def spread(rows: np.ndarray, images: int) -> np.ndarray:
+    """`images` of `rows`, evenly spread over them; all where there are fewer."""
+    places = np.linspace(0, len(rows), min(images, len(rows)), endpoint=False).astype(np.int64)
+    return rows[places]
+
+
 @torch.no_grad()
 def take_anew(
     model: nn.Module,
