@@ -145,7 +145,7 @@ def test_remarks_stand_under_their_table_and_answers_in_a_place_of_their_own(tmp
     text = page.results_page(path)
     yu = text.partition("## Yu")[2].partition("## Shcherbina")[0]
     assert "**yu_vgg.** Ours has 40.00%.\n" in yu
-    assert "**Better?** Not answered yet; to run: `tinlab reproduce yu_tuned`, about 26 minutes." in text
+    assert "**Better?** Not answered yet; to run: `tinlab reproduce yu_tuned`, about 16 minutes." in text
     assert "**Good?** Yes: 40.00%." in text.partition("## What the papers left open")[2]
 
 

@@ -10,6 +10,7 @@ from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.errors import TinlabError
 from tinlab.files import write_json
 from tinlab.papers import reproduce as module
+from tinlab.papers.length import IMAGES_PER_SECOND
 from tinlab.papers.registry import Row, row
 from tinlab.papers.reproduce import How, reproduce, status
 from tinlab.results import COLUMNS, recorded, write_table
@@ -230,7 +231,7 @@ def test_the_list_is_in_the_papers_order(monkeypatch, capsys, tmp_path):
     assert code == 0
     assert [one["id"] for one in rows][:3] == ["sun_finetune", "sun_tuning", "sun_vanilla"]
     final = next(one for one in rows if one["id"] == "sun_final")
-    assert final["expected_minutes"] == pytest.approx(733.8, abs=0.1)
+    assert final["expected_minutes"] == pytest.approx(7e6 / IMAGES_PER_SECOND["resnet34"] / 60, abs=0.1)
     assert final["reported"] == {"top1_percent": 65.32}
 
 

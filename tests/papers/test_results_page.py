@@ -11,7 +11,14 @@ from tinlab.errors import TinlabError
 from tinlab.papers import page
 from tinlab.papers.found import found_of
 from tinlab.papers.helps import what_helps_page
-from tinlab.papers.length import expected_minutes, images_per_second, images_seen, row_minutes, train_images
+from tinlab.papers.length import (
+    IMAGES_PER_SECOND,
+    expected_minutes,
+    images_per_second,
+    images_seen,
+    row_minutes,
+    train_images,
+)
 from tinlab.papers.measures import measures_file, read_measures, record_measures, values_of
 from tinlab.papers.registry import CLASS_ERRORS, PAPERS, every_row, recipe_called, row, rows_of, study_recipes
 from tinlab.papers.sources import sources_page
@@ -212,16 +219,17 @@ def test_older_files_lack_columns_and_are_read(tmp_path):
 
 
 def test_lengths_are_counted_by_hand():
+    on_18, on_34, on_50 = (IMAGES_PER_SECOND[f"resnet{layers}"] for layers in (18, 34, 50))
     assert train_images(recipes.find("shcherbina_convnet9")) == 265_000
     assert images_seen(recipes.find("shcherbina_convnet9")) == pytest.approx(17 * 265_000, rel=1e-4)
     assert images_seen(recipes.find("sun_final")) == 7_000_000
-    assert expected_minutes(recipes.find("sun_final")) == pytest.approx(7e6 / 159 / 60)
+    assert expected_minutes(recipes.find("sun_final")) == pytest.approx(7e6 / on_34 / 60)
     assert images_seen(recipes.find("ma_finetune")) == pytest.approx(125_000, rel=1e-3)
     assert row_minutes(row("sun_variants")) == pytest.approx(
-        3 * 2 * sum(2e6 / speed for speed in (304, 159, 119)) / 60
+        3 * 2 * sum(2e6 / speed for speed in (on_18, on_34, on_50)) / 60
     )
-    assert images_per_second(Model(name="resnet18", width=64)) == 304
-    assert images_per_second(Model(name="resnet18", width=32)) > 3 * 304
+    assert images_per_second(Model(name="resnet18", width=64)) == on_18
+    assert images_per_second(Model(name="resnet18", width=32)) > 3 * on_18
     assert images_per_second(Model(name="timm:x")) is None
 
 

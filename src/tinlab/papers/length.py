@@ -14,14 +14,14 @@ TRAIN, HELD_OUT, CLASSES, SIDE = 100_000, 10_000, 200, 64
 """Tiny ImageNet: images to train on, of which some are `tune`, classes, and pixels a side."""
 
 IMAGES_PER_SECOND = {
-    "resnet18": 304, "resnet34": 159, "resnet50": 119, "resnet101": 67, "resnet152": 56,
-    "yu_resnet20": 326, "yu_alexnet": 126, "yu_vgg": 99, "yu_baseline": 1930,
-    "convnet9": 225, "keras_vgg": 537, "keras_alexnet": 11, "alexnet": 86, "vgg16": 52,
-    "googlenet": 348, "squeezenet": 752,
-    "trinext_small": 162, "trinext": 61, "trinext_large": 27, "trinext_conv": 63,
+    "resnet18": 582, "resnet34": 321, "resnet50": 230, "resnet101": 133, "resnet152": 92,
+    "yu_resnet20": 532, "yu_alexnet": 213, "yu_vgg": 170, "yu_baseline": 2527,
+    "convnet9": 350, "keras_vgg": 782, "keras_alexnet": 15, "alexnet": 130, "vgg16": 83,
+    "googlenet": 508, "squeezenet": 798,
+    "trinext_small": 180, "trinext": 83, "trinext_large": 36, "trinext_conv": 82,
 }  # fmt: skip
 """Training steps of each network as it is, batches of 128 at 64 pixels in bf16, on two cores of an AMD EPYC:
-LOG.md, "Every network trains here"."""
+LOG.md, "Every network, timed again"."""
 
 
 def images_seen(recipe: Recipe) -> float:

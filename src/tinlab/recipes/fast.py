@@ -53,8 +53,8 @@ def fast_cpu() -> Recipe:
 
 
 def fast_cpu_56() -> Recipe:
-    """Two CPU cores, under 40 minutes: fast_cpu for 21 epochs with stronger crops. Aim: 56.3% of val, Sun's
-    improved network.
+    """Two CPU cores, under 40 minutes: fast_cpu for 21 epochs with stronger crops. 57.4% of val, past the
+    56.3% of Sun's improved network.
 
     With crops from 60% of the area on the network of fast_cpu knows 73% of its training images after 22
     epochs and 55.1% of val; from 35% on it keeps learning. Such crops magnify what they show, so val is shown
