@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
 from tinlab.recipe import changed
+from tinlab.training import statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -248,6 +250,33 @@ def test_own_turns_add_up_to_the_whole_training(shapes_pack, shapes_folder, tiny
     assert last["epochs"] == pytest.approx(12 * 16 / len(Pack.open(forms.pack).split("train+tune")))
     assert last["seconds"] > first["seconds"]
     assert race.own_turn(tmp_path, "tiny", 60) == last
+
+
+def test_a_turn_is_measured_with_the_statistics_that_the_end_is(
+    shapes_folder, tiny_recipe, tmp_path, monkeypatch
+):
+    taken = []
+
+    def watched(model, names, seen, split, rows, *how):
+        before = [model.get_submodule(name).running_mean.clone() for name in names]
+        statistics_taken(model, names, seen, split, rows, *how)
+        changed = [
+            not torch.equal(model.get_submodule(name).running_mean, mean)
+            for name, mean in zip(names, before, strict=True)
+        ]
+        taken.append((len(rows), seen.network_size, len(changed), all(changed), model.training))
+
+    statistics_taken = statistics.take_anew
+    monkeypatch.setattr(statistics, "take_anew", watched)
+    measuring.forms_of(shapes_folder, tmp_path / "forms")
+    recipe = changed(
+        tiny_recipe, ["data.train_split=train+tune", "data.precise_bn_images=12", "data.measured_size=48"]
+    )
+    plan = race.Plan({"tiny": recipe.model_dump(mode="json")}, 0, 1.0, 1.0, {})
+    (tmp_path / "plan.json").write_text(json.dumps(vars(plan)))
+    assert not race.own_turn(tmp_path, "tiny", 0)["finished"]
+    assert race.own_turn(tmp_path, "tiny", 60)["finished"]
+    assert taken == [(12, 48, 20, True, False)] * 2
 
 
 def written(folder):
