@@ -158,6 +158,24 @@ def test_what_helps_shows_the_gain_over_the_same_length(tmp_path):
     assert row_of(other.partition("## On 50")[0], "flips")[2] == ""
 
 
+def test_what_helps_says_which_minutes_compare(tmp_path):
+    flips = line("sun_vanilla-flips")
+    one = written(tmp_path / "one", [line("sun_vanilla"), flips])
+    assert what_helps_page(one).count("Minutes") == 1
+    assert "\nMinutes are of commit `abc` on a machine.\n" in what_helps_page(one)
+    seeds = [
+        line("sun_vanilla"),
+        line("sun_vanilla", 1),
+        flips | {"commit": "abd"},
+        line("sun_vanilla-cutmix"),
+    ]
+    assert (
+        "\nMinutes compare within one commit and machine alone:\n\n"
+        "- commit `abc` on a machine: none; CutMix\n- commit `abd` on a machine: flips\n"
+    ) in what_helps_page(written(tmp_path / "two", seeds))
+    assert "Minutes" not in what_helps_page(written(tmp_path / "none", []))
+
+
 def test_a_study_that_is_half_run_says_how_to_run_the_rest(tmp_path):
     text = page.results_page(written(tmp_path, [line("sun_resnet18_c"), line("sun_resnet18_e")]))
     assert row_of(text, "sun_variants")[3].startswith("4 more not yet run: `tinlab reproduce sun_variants`")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tinlab.papers.found import Found, Line, found_of, gain, longest, words
 from tinlab.papers.length import row_minutes, shown_minutes
 from tinlab.papers.measures import measures_file, read_measures
-from tinlab.papers.page import shown_value
+from tinlab.papers.page import machine, shown_value
 from tinlab.papers.pictures import pictures
 from tinlab.papers.registry import REMEDY_ROWS, Row
 from tinlab.papers.remarks import paragraph, read_remarks, remarks_file, shown
@@ -59,6 +59,7 @@ def _table(row: Row, lines: Sequence[Line]) -> str:
     plain = longest(base, lines)
     missing = 0
     rows = []
+    where: dict[str, list[str]] = {}
     for recipe in (base, *others):
         remedy = "none" if recipe is base else words(recipe)
         found = _beside(recipe, plain, lines)
@@ -66,6 +67,9 @@ def _table(row: Row, lines: Sequence[Line]) -> str:
             missing += 1
             rows.append(f"| {remedy} | not yet run | | | | |\n")
             continue
+        for line in found.lines:
+            told = where.setdefault(f"commit `{line['commit']}` on {machine(line)}", [])
+            told.extend([remedy] if remedy not in told else [])
         over = ""
         if recipe is not base and plain is not None and plain.share == found.share:
             own = gain(found, plain)
@@ -80,7 +84,17 @@ def _table(row: Row, lines: Sequence[Line]) -> str:
         f"ends: about {shown_minutes(row_minutes(row))} in all on two cores for {seeds} seeds, of which "
         f"`--seeds 1` takes the first.\n"
     )
-    return head + "".join(rows) + (how if missing else "")
+    return head + "".join(rows) + _minutes(where) + (how if missing else "")
+
+
+def _minutes(where: Mapping[str, Sequence[str]]) -> str:
+    """Which minutes of a table may be compared, from the remedies that were measured in each place."""
+    if not where:
+        return ""
+    if len(where) == 1:
+        return f"\nMinutes are of {next(iter(where))}.\n"
+    groups = "".join(f"- {place}: {'; '.join(remedies)}\n" for place, remedies in where.items())
+    return f"\nMinutes compare within one commit and machine alone:\n\n{groups}"
 
 
 def _beside(recipe: Recipe, plain: Found | None, lines: Sequence[Line]) -> Found | None:

@@ -159,7 +159,7 @@ def _line(name: str, what: str, reported: str, found: Found) -> str:
     first = found.lines[0]
     digests = sorted({line["recipe_digest"] for line in found.lines})
     commits = sorted({line["commit"] for line in found.lines})
-    hardware = sorted({_machine(line) for line in found.lines})
+    hardware = sorted({machine(line) for line in found.lines})
     how = (
         f"{'; '.join(hardware)}; torch {first['torch']}, tinlab {first['tinlab']}; recipe "
         f"`{' '.join(digests)}`, commit `{' '.join(commits)}`"
@@ -168,7 +168,7 @@ def _line(name: str, what: str, reported: str, found: Found) -> str:
     return f"| {name} | {what} | {reported} | {shown_value(found)} | {train:.1f} | {minutes:.1f} | {how} |"
 
 
-def _machine(line: Line) -> str:
+def machine(line: Line) -> str:
     """The hardware; for a CPU also how many threads worked, where those are not as many as its cores."""
     hardware, threads = line["hardware"], line["threads"]
     if not threads or not hardware.endswith(" cores") or hardware.endswith(f", {threads} cores"):
@@ -195,7 +195,7 @@ def _command_row(row_: Row, measured: Sequence[Line]) -> str:
         ours = f"made; `tinlab reproduce {row_.id}`"
     else:
         ours = ", ".join(f"{measure_words(line['measure'])} {float(line['value']):g}" for line in measured)
-    how = f"{_machine(first)}; torch {first['torch']}, tinlab {first['tinlab']}; commit `{first['commit']}`"
+    how = f"{machine(first)}; torch {first['torch']}, tinlab {first['tinlab']}; commit `{first['commit']}`"
     if first["of"]:
         how += f"; of recipe `{first['of']}`"
     return f"| {row_.id} | {row_.what} | {said(row_)} | {ours} | | | {how} |"
@@ -330,7 +330,7 @@ def _transfer(results: Path, drawn: Mapping[str, Picture]) -> str:
         minutes = sum(float(one["train_minutes"]) for one in own) / len(own)
         seeds = len({one["seed"] for one in own})
         parts.append(f"| {count} | {cells[0]} | {cells[1]} | {gain} | {minutes:.1f} | {seeds} |\n")
-    hardware = "; ".join(sorted({_machine(one) for one in rows}))
+    hardware = "; ".join(sorted({machine(one) for one in rows}))
     commits = " ".join(sorted({one["commit"] for one in rows}))
     share = "" if first["share"] == "1" else f" at {first['share']} of each length"
     parts.append(
