@@ -260,11 +260,11 @@ def test_a_turn_is_measured_with_the_statistics_that_the_end_is(
     def watched(model, names, seen, split, rows, *how):
         before = [model.get_submodule(name).running_mean.clone() for name in names]
         statistics_taken(model, names, seen, split, rows, *how)
-        changed = [
+        moved = [
             not torch.equal(model.get_submodule(name).running_mean, mean)
             for name, mean in zip(names, before, strict=True)
         ]
-        taken.append((len(rows), seen.network_size, len(changed), all(changed), model.training))
+        taken.append((len(rows), seen.network_size, len(moved), all(moved), model.training))
 
     statistics_taken = statistics.take_anew
     monkeypatch.setattr(statistics, "take_anew", watched)
