@@ -137,7 +137,7 @@ def provenance() -> dict[str, str]:
     import torch
 
     from tinlab import __version__
-    from tinlab.runs import commit, cpu_name
+    from tinlab.environment import commit, cpu_name
 
     return {
         "hardware": f"{cpu_name()}, {os.cpu_count()} cores",

@@ -1,4 +1,5 @@
 import csv
+import shutil
 import threading
 
 import pytest
@@ -15,9 +16,9 @@ from tinlab.results import (
     read_results,
     record,
     results_file,
+    row_of,
     write_table,
 )
-from tinlab.runs import commit
 from tinlab.training import loop
 
 
@@ -52,6 +53,21 @@ def test_a_row_holds_what_makes_its_number_a_number(run, tmp_path):
     assert mean_top1_percent(path) == {run.recipe.digest: 40}
 
 
+def test_a_row_of_a_resumed_run_has_all_that_it_was_trained_on(run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(run.path, path)
+    first = read_json(path / "environment.json")
+    later = {**first, "threads": first["threads"] + 1, "commit": "0123456789ab"}
+    write_json(path / "environment.json", {**first, "resumed": [first, later, later]})
+    row = row_of(path)
+    assert row["threads"] == f"{first['threads']} then {first['threads'] + 1}"
+    assert row["commit"] == f"{first['commit']} then 0123456789ab"
+    assert row["hardware"] == row_of(run.path)["hardware"]
+    write_json(path / "environment.json", {**first, "resumed": [{"threads": 1}]})
+    with pytest.raises(TinlabError, match=r"environment.json is damaged"):
+        row_of(path)
+
+
 def test_a_row_without_a_number_is_named(run, tmp_path):
     path = tmp_path / "results.csv"
     row = record(run.path, path)
@@ -71,13 +87,6 @@ def test_a_shortened_recipes_row_says_so_and_has_a_curve_of_its_own(tiny_recipe,
     assert row["budget"] == f"{run.result['epochs']:.3g} of {4 * run.result['epochs']:.3g} epochs"
     curve = tmp_path / "results" / "curves" / f"tiny-budget-0.25-{short.digest}-s0.csv"
     assert curve.is_file()
-
-
-def test_a_tree_without_its_history_can_be_told_its_commit(monkeypatch):
-    monkeypatch.setenv("TINLAB_COMMIT", "0123456789ab")
-    assert commit() == "0123456789ab"
-    monkeypatch.delenv("TINLAB_COMMIT")
-    assert commit() != "0123456789ab"
 
 
 def test_a_run_is_recorded_once(run, tmp_path):

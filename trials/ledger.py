@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tinlab.environment import commit
 from tinlab.files import only_one
 from tinlab.results import write_table
-from tinlab.runs import commit
 
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER = ROOT / "results" / "trials.csv"

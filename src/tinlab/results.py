@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinlab import runs
 from tinlab.data.digests import OFFICIAL_DIGEST
+from tinlab.environment import sittings
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluation.metrics import measure
@@ -114,8 +115,11 @@ def row_of(run: str | Path) -> dict[str, Any]:
         raise TinlabError(f"{run} is not finished; go on with: tinlab train --resume {run}")
     try:
         kind, digest = environment["pack"]["source_kind"], environment["pack"]["content_digest"]
-        hardware = environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores"
-        about = {name: environment[name] for name in ("threads", "torch", "tinlab", "commit")}
+        parts = sittings(environment)
+        hardware = _in_turn(one["gpu"] or f"{one['cpu']}, {one['cores']} cores" for one in parts)
+        about = {
+            name: _in_turn(one[name] for one in parts) for name in ("threads", "torch", "tinlab", "commit")
+        }
     except (KeyError, TypeError) as error:
         raise TinlabError(
             f"{run}: environment.json is damaged ({error!r}), so no number can be traced"
@@ -147,6 +151,12 @@ def row_of(run: str | Path) -> dict[str, Any]:
     if lacking := [name for name in COLUMNS if name not in row]:
         raise TinlabError(f"{run}: result.json lacks {lacking[0]}; remove it and resume the run")
     return {name: row[name] for name in COLUMNS}
+
+
+def _in_turn(values: Iterable[Any]) -> Any:
+    """The one value, or, where a run was resumed elsewhere, all that differ: `1 then 2`."""
+    found = list(dict.fromkeys(values))
+    return found[0] if len(found) == 1 else " then ".join(map(str, found))
 
 
 def _epochs(run: runs.Run) -> float | None:

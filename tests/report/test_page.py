@@ -145,6 +145,22 @@ def test_a_paper_within_the_interval_is_not_beaten(run: Path) -> None:
     assert "no measurable distance from the paper’s" in _page(run).text
 
 
+def test_what_a_resumed_run_was_trained_on(run: Path) -> None:
+    later = {"recorded_at": "2026-11-22T09:00:00+00:00", "gpu": "NVIDIA H100"}
+
+    def resume(environment: dict[str, Any]) -> None:
+        first = dict(environment)
+        environment["resumed"] = [{**first, "recorded_at": "2026-11-21"}, 3, {**first, **later}]
+
+    _change(run / "environment.json", resume)
+    text = _page(run).text
+    assert "in 42 minutes on NVIDIA H200, then NVIDIA H100." in text
+    assert "2026-11-21; all else as before" in text
+    assert "2026-11-22T09:00:00+00:00; gpu NVIDIA H100" in text
+    _change(run / "environment.json", lambda v: v.update(resumed="damaged"))
+    assert "42 minutes on NVIDIA H200." in _page(run).text
+
+
 def test_words_cannot_run(run: Path, pack: Pack) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><b>"
     classes = [{"id": evil, "words": evil + str(i)} for i in range(20)]

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinlab import __version__, runs
+from tinlab import __version__
+from tinlab.environment import commit, cpu_name
 from tinlab.errors import TinlabError
 from tinlab.files import only_one, read_text, write_text
 from tinlab.papers.registry import Row
@@ -87,11 +88,11 @@ def record_measures(path: Path, row: Row, values: dict[str, float], of: tuple[st
     about = {
         "row": row.id,
         "of": " ".join(of),
-        "hardware": f"{runs.cpu_name()}, {os.cpu_count()} cores",
+        "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "tinlab": __version__,
-        "commit": runs.commit() or "",
+        "commit": commit() or "",
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

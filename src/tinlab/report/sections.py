@@ -110,6 +110,7 @@ def sections(source: Source, *, explain: bool = True) -> dict[str, Any]:
         "paper": paper,
         "result": record.result or {},
         "environment": record.environment,
+        "resumed": wording.resumptions(record),
         "pack_facts": record.pack,
         "damaged_lines": record.damaged_lines,
         "verdict": wording.verdict(record, metrics),

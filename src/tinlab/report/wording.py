@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from tinlab.environment import sittings
 from tinlab.evaluating import Comparison, Evaluation, Robustness
 from tinlab.evaluation.calibration import Calibration, TemperatureScaling
 from tinlab.evaluation.metrics import Metrics
 from tinlab.evaluation.scores import Scores
 from tinlab.report.examples import ClassRow, ConfusionCard
+from tinlab.report.knobs import shown
 from tinlab.report.network import Pruning
 from tinlab.report.record import Point, RunRecord, number
 
@@ -437,8 +440,23 @@ def basis(record: RunRecord) -> str:
     seconds = number(result.get("train_seconds")) or (last.train_seconds if last else None)
     if seconds:
         parts.append(f"in {duration(seconds)}")
-    device = record.environment.get("gpu") or record.environment.get("cpu")
-    return " ".join(parts) + (f" on {device}." if device else ".")
+    devices = [one.get("gpu") or one.get("cpu") for one in sittings(record.environment)]
+    on = ", then ".join(dict.fromkeys(str(device) for device in devices if device))
+    return " ".join(parts) + (f" on {on}." if on else ".")
+
+
+def resumptions(record: RunRecord) -> tuple[str, ...]:
+    """When the run was resumed, and what was then another than before."""
+    found = []
+    for before, now in pairwise(sittings(record.environment)):
+        passing = {"recorded_at", "command", "pack", "resumed"}
+        other = [
+            f"{name.replace('_', ' ')} {shown(value)}"
+            for name, value in now.items()
+            if name not in passing and value != before.get(name)
+        ]
+        found.append(f"{shown(now.get('recorded_at'))}; {', '.join(other) or 'all else as before'}")
+    return tuple(found)
 
 
 def training_images(record: RunRecord) -> int | None:

@@ -17,6 +17,7 @@ from tinlab.augment.draws import seed_for_step
 from tinlab.augment.targeted import Targeted, hardest_classes
 from tinlab.compute import choose_kernels, resolve_device, wait_for
 from tinlab.data.pack import Pack
+from tinlab.environment import describe_environment
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Metrics, measure
 from tinlab.evaluation.predict import predict_split
@@ -170,7 +171,7 @@ def _go(run: Run, pack: Pack, device: torch.device, ranks: Ranks, how: How) -> R
         if run.result is not None:
             return run
         if ranks.first:
-            environment = runs.describe_environment(pack, str(device), ranks.count)
+            environment = describe_environment(pack, str(device), ranks.count)
             if before := run.environment:
                 environment = {**before, "resumed": [*before.get("resumed", []), environment]}
             write_json(run.path / "environment.json", environment)

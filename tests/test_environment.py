@@ -2,30 +2,37 @@ import subprocess
 
 import pytest
 
-from tinlab import runs
+from tinlab import environment
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout of its own in which tinlab seems to run."""
-    source = tmp_path / "src" / "tinlab" / "runs.py"
+    source = tmp_path / "src" / "tinlab" / "environment.py"
     for path in (source, tmp_path / "results" / "results.csv", tmp_path / "RESULTS.md"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("one\n")
     who = ["-c", "user.name=x", "-c", "user.email=x@x"]
     for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    monkeypatch.setattr(runs, "__file__", str(source))
+    monkeypatch.setattr(environment, "__file__", str(source))
     monkeypatch.delenv("TINLAB_COMMIT", raising=False)
     return tmp_path
 
 
 def test_a_changed_source_is_marked_and_added_results_are_not(checkout):
-    clean = runs.commit()
+    clean = environment.commit()
     assert clean is not None
     assert len(clean) == 12
     (checkout / "results" / "results.csv").write_text("two\n")
     (checkout / "RESULTS.md").write_text("two\n")
-    assert runs.commit() == clean
-    (checkout / "src" / "tinlab" / "runs.py").write_text("two\n")
-    assert runs.commit() == clean + "+"
+    assert environment.commit() == clean
+    (checkout / "src" / "tinlab" / "environment.py").write_text("two\n")
+    assert environment.commit() == clean + "+"
+
+
+def test_a_tree_without_its_history_can_be_told_its_commit(monkeypatch):
+    monkeypatch.setenv("TINLAB_COMMIT", "0123456789ab")
+    assert environment.commit() == "0123456789ab"
+    monkeypatch.delenv("TINLAB_COMMIT")
+    assert environment.commit() != "0123456789ab"
