@@ -19,6 +19,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo.demo,
     "fast_cpu": fast.fast_cpu,
     "fast_cpu_56": fast.fast_cpu_56,
+    "fast_cpu_65": fast.fast_cpu_65,
     "fast_cpu_pruned": fast.fast_cpu_pruned,
     "fast_gpu": fast.fast_gpu,
     "best": best.best,
