@@ -104,8 +104,26 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def counting(what: str, unit: str = "images") -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar for work that counts (done, total). Nothing is shown where there is nothing to do."""
+    """A progress bar for work that counts (done, total), or a line now and then where the output is no
+    terminal. Nothing is shown where there is nothing to do."""
     scale, name = (1e6, "MB") if unit == "bytes" else (1, unit)
+
+    def amount(done: int, total: int | None) -> str:
+        return f"{done / scale:,.0f}" + (f" of {total / scale:,.0f}" if total else "") + f" {name}"
+
+    if not err.is_terminal:
+        begun = last = time.monotonic()
+
+        def write(done: int, total: int | None) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= LINE_SECONDS:
+                last = now
+                left = f" · {_clock((total - done) * (now - begun) / done)} left" if total and done else ""
+                say(f"{what}: {amount(done, total)}{left}")
+
+        yield write
+        return
     with _bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -115,8 +133,7 @@ def counting(what: str, unit: str = "images") -> Iterator[Callable[[int, int | N
         task = bar.add_task(plain(what), total=None, visible=False, count="")
 
         def count(done: int, total: int | None) -> None:
-            shown = f"{done / scale:,.0f}" + (f" of {total / scale:,.0f}" if total else "")
-            bar.update(task, completed=done, total=total, visible=True, count=f"{shown} {name}")
+            bar.update(task, completed=done, total=total, visible=True, count=amount(done, total))
 
         yield count
 
