@@ -11,7 +11,7 @@ SOURCES = Path(tinlab.__file__).parent
 ORDER = [
     "errors", "files", "drawing", "tuning", "recipe",
     "data", "augment", "models", "recipes",
-    "compute", "ranks", "runs", "evaluation", "training", "networks",
+    "compute", "ranks", "environment", "runs", "evaluation", "training", "networks",
     "classifier", "evaluating", "explain", "checks", "export",
     "results", "report", "study", "papers", "serve", "demo", "terminal", "cli", "__main__",
 ]  # fmt: skip
