@@ -92,7 +92,7 @@ def fast_cpu_65() -> Recipe:
     speeds of its steps (LOG.md, "A faster host") they are 5.6 hours.
 
     Evidence. Two and a half times the minutes brought fast_cpu's errors from 47.5 to 42.6% of val; were it so
-    again for each factor of 2.5, ten times as many would leave 33%. Width and epochs grow together, since a
+    again for each factor of 2.5, ten times as many would leave 32.5%. Width and epochs grow together, since a
     longer training alone learns the training images by heart (LOG.md, "Twice the epochs"). CutMix brings
     ResNet-18 from 61.7 to 65.5% in 400 epochs (Westlake-AI/openmixup), but costs points where a network has
     little time to learn (docs/what-helps.md, on 50 images a class): half of the images are mixed.

@@ -17,7 +17,7 @@ from tinlab.augment.draws import seed_for_step
 from tinlab.augment.targeted import Targeted, hardest_classes
 from tinlab.compute import choose_kernels, resolve_device, wait_for
 from tinlab.data.pack import Pack
-from tinlab.environment import describe_environment
+from tinlab.environment import describe_environment, sittings
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import Metrics, measure
 from tinlab.evaluation.predict import predict_split
@@ -173,7 +173,7 @@ def _go(run: Run, pack: Pack, device: torch.device, ranks: Ranks, how: How) -> R
         if ranks.first:
             environment = describe_environment(pack, str(device), ranks.count)
             if before := run.environment:
-                environment = {**before, "resumed": [*before.get("resumed", []), environment]}
+                environment = {**before, "resumed": [*sittings(before)[1:], environment]}
             write_json(run.path / "environment.json", environment)
         choose_kernels(device)
         job = _Job(run, pack, device, ranks, how, stop)
