@@ -280,7 +280,7 @@ def test_the_extra_that_is_missing_is_named(monkeypatch, missing):
 
 def test_slow_heads_are_cut_off(make_service, samples, monkeypatch, pictures):
     """Drop by drop, or with nothing at all: no client holds a connection without a request."""
-    monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(server, "HEADER_SECONDS", 1.0)
     with in_thread(make_service(), samples) as place:
         with (
             socket.create_connection(place, timeout=5) as silent,
@@ -294,7 +294,7 @@ def test_slow_heads_are_cut_off(make_service, samples, monkeypatch, pictures):
             with contextlib.suppress(OSError):
                 assert slow.recv(100) == b""
             assert silent.recv(100) == b""
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 8
         # One that asks is answered, also after it has waited between two requests.
         connection = http.client.HTTPConnection(*place, timeout=5)
         for _ in range(3):

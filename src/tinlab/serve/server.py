@@ -57,6 +57,8 @@ class Protocol(H11Protocol):
 
     _waits: tuple[str | None, Any] = (None, None)
     _timer: asyncio.TimerHandle | None = None
+    _check_at = math.inf
+    """When the next check is due, on the loop's clock."""
     _left = False
     """Nothing more is answered on this connection, and what still comes is dropped."""
 
@@ -126,14 +128,19 @@ class Protocol(H11Protocol):
             self._waits, self.since = waits, self.loop.time()
 
     def _check(self) -> None:
+        # A check that comes late says that this process stood still (a busy or a paused machine): what its
+        # clients sent meanwhile has not been read yet, and they may have stood still with it.
+        now = self.loop.time()
+        self.since = min(now, self.since + max(0.0, now - self._check_at))
         self._watch()
         # A body that comes too slowly has its own answer: form.py.
         limit = {"head": HEADER_SECONDS, "read": READ_SECONDS}.get(self._waits[0] or "", math.inf)
-        left = self.since + limit - self.loop.time()
+        left = self.since + limit - now
         if left <= 0:
             self._cut()
         else:
-            self._timer = self.loop.call_later(max(0.001, min(left, CHECK_SECONDS)), self._check)
+            self._check_at = now + max(0.001, min(left, CHECK_SECONDS))
+            self._timer = self.loop.call_at(self._check_at, self._check)
 
     def _make_room(self) -> None:
         """Cut off those that have been waited for longest, until there are no more than may be."""
