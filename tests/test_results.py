@@ -63,6 +63,8 @@ def test_a_row_of_a_resumed_run_has_all_that_it_was_trained_on(run, tmp_path):
     assert row["threads"] == f"{first['threads']} then {first['threads'] + 1}"
     assert row["commit"] == f"{first['commit']} then 0123456789ab"
     assert row["hardware"] == row_of(run.path)["hardware"]
+    write_json(path / "environment.json", {**first, "commit": None, "resumed": [later]})
+    assert row_of(path)["commit"] == "none then 0123456789ab"
     write_json(path / "environment.json", {**first, "resumed": [{"threads": 1}]})
     with pytest.raises(TinlabError, match=r"environment.json is damaged"):
         row_of(path)

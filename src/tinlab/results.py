@@ -156,7 +156,7 @@ def row_of(run: str | Path) -> dict[str, Any]:
 def _in_turn(values: Iterable[Any]) -> Any:
     """The one value, or, where a run was resumed elsewhere, all that differ: `1 then 2`."""
     found = list(dict.fromkeys(values))
-    return found[0] if len(found) == 1 else " then ".join(map(str, found))
+    return found[0] if len(found) == 1 else " then ".join("none" if v is None else str(v) for v in found)
 
 
 def _epochs(run: runs.Run) -> float | None:
