@@ -24,7 +24,7 @@ from strangers import Place
 def in_thread(service: Any, samples: Any) -> Iterator[Place]:
     """A server of `service` in a thread of this process; gives its host and port."""
     from tinlab.serve import server
-    from tinlab.serve.api import build
+    from tinlab.serve.routes import build
 
     listening = server.bound("127.0.0.1", 0)
     ready = threading.Event()

@@ -22,10 +22,10 @@ import tinlab
 from tinlab.errors import TinlabError
 from tinlab.serve import Limits
 from tinlab.serve import server as serving
-from tinlab.serve.api import build
 from tinlab.serve.batcher import Job
 from tinlab.serve.form import Form, Upload
 from tinlab.serve.linger import LINGER_SECONDS
+from tinlab.serve.routes import build
 from tinlab.serve.samples import find_samples
 from tinlab.serve.service import Service
 from tinlab.training import loop

@@ -20,8 +20,8 @@ import tinlab
 from tinlab.data.pack import ClassInfo
 from tinlab.errors import TinlabError
 from tinlab.serve import Limits
-from tinlab.serve.api import build
 from tinlab.serve.form import clean_name
+from tinlab.serve.routes import build
 from tinlab.serve.samples import Samples, find_samples
 from tinlab.serve.service import load
 

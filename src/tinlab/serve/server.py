@@ -20,11 +20,11 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tinlab.errors import TinlabError
-from tinlab.serve.api import build
 from tinlab.serve.form import BUSY
 from tinlab.serve.guard import HEADER_BYTES, SECURITY_HEADERS
 from tinlab.serve.limits import Limits
 from tinlab.serve.linger import LINGER_SECONDS, Lingering
+from tinlab.serve.routes import build
 from tinlab.serve.samples import find_samples
 from tinlab.serve.service import Service, load
 
