@@ -67,7 +67,7 @@ class Started:
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=20)
+        _, errors = self.process.communicate(timeout=120)
         return self.process.returncode, errors
 
 
@@ -220,8 +220,8 @@ def test_a_taken_port_is_said(started):
 
 
 def test_what_is_in_flight_is_finished_and_sigint_gives_130(runs, pictures):
-    """A batch that waits a minute for more images is run at once when the server is told to stop."""
-    one = Started(runs[0], "--max-wait-ms", 60_000, "--host", "0.0.0.0")
+    """A batch that waits ten minutes for more images is run at once when the server is told to stop."""
+    one = Started(runs[0], "--max-wait-ms", 600_000, "--host", "0.0.0.0")
     assert one.address.startswith("http://127.0.0.1:")
     answer = []
     thread = threading.Thread(
@@ -236,11 +236,11 @@ def test_what_is_in_flight_is_finished_and_sigint_gives_130(runs, pictures):
         time.sleep(0.01)
     began = time.monotonic()
     code, errors = one.stop(signal.SIGINT)
-    assert time.monotonic() - began < 30  # a busy machine needs its time to end a process, but no minute
+    assert time.monotonic() - began < 100  # a busy machine needs its time to end a process
     assert code == 130
     assert errors.startswith("WARNING: --host 0.0.0.0")  # anybody can reach it, and that is said
     assert "Traceback" not in errors
-    thread.join(20)
+    thread.join(100)
     assert answer[0][0] == 200
 
 
