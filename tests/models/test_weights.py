@@ -14,7 +14,7 @@ from torch import nn
 
 from tinlab import models, recipe
 from tinlab.errors import TinlabError
-from tinlab.models import weights, zoo
+from tinlab.models import weight_files, weights, zoo
 from tinlab.models.network import Network
 from tinlab.training import checkpoint
 
@@ -430,7 +430,7 @@ def test_a_file_that_is_there_needs_no_network(hub, monkeypatch):
     hub.mkdir(parents=True)
     (hub / f"weights-{digest[:8]}.pth").write_bytes(buffer.getvalue())
     monkeypatch.setattr(torch.hub, "download_url_to_file", None)
-    assert weights._fetched(f"https://example.org/a/weights-{digest[:8]}.pth").is_file()
+    assert weight_files._fetched(f"https://example.org/a/weights-{digest[:8]}.pth").is_file()
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_without_a_network_the_file_and_its_place_are_named(error, hub, monkeypa
 
 
 def test_a_silent_server_is_not_waited_for(hub, monkeypatch):
-    monkeypatch.setattr(weights, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(weight_files, "PATIENCE_SECONDS", 0.2)
     ended = []
 
     class Silent(BaseHTTPRequestHandler):
@@ -471,7 +471,7 @@ def test_a_silent_server_is_not_waited_for(hub, monkeypatch):
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         with pytest.raises(TinlabError, match=r"cannot be fetched .*timed out"):
-            weights._fetched(f"http://127.0.0.1:{server.server_port}/weights.pth")
+            weight_files._fetched(f"http://127.0.0.1:{server.server_port}/weights.pth")
     finally:
         ended.append(True)
         server.shutdown()
@@ -492,18 +492,18 @@ def test_a_silent_server_is_not_waited_for(hub, monkeypatch):
 def test_the_option_that_stands_in_the_way_is_named(own, says):
     knobs = recipe.Model(name="resnet18", weights="imagenet", **own)
     with pytest.raises(TinlabError, match=says):
-        weights.find_file(models.find("resnet18"), knobs)
+        weight_files.find_file(models.find("resnet18"), knobs)
 
 
 def test_a_network_without_published_weights_says_so():
     entry = Network(lambda knobs, classes: nn.Identity(), "", "", "fc")
     with pytest.raises(TinlabError, match="no ImageNet weights fit ours; leave weights out, or give a file"):
-        weights.find_file(entry, recipe.Model(name="ours", weights="imagenet"))
+        weight_files.find_file(entry, recipe.Model(name="ours", weights="imagenet"))
     timm = zoo.import_timm()
     bare = next(n for n in timm.list_models("resnet*") if not timm.models.get_pretrained_cfg(n).has_weights)
     name = f"timm:{bare}"
     with pytest.raises(TinlabError, match=f"timm has no weights for {name}"):
-        weights.find_file(zoo.find(name), recipe.Model(name=name, weights="imagenet"))
+        weight_files.find_file(zoo.find(name), recipe.Model(name=name, weights="imagenet"))
 
 
 def test_timms_weights_come_from_the_cache_first(tmp_path, monkeypatch):
@@ -559,7 +559,7 @@ def test_without_a_network_timms_file_is_named_after_one_question(monkeypatch):
     address = huggingface_hub.hf_hub_url("timm/test_resnet.r160_in1k", "model.safetensors")
     with pytest.raises(TinlabError) as caught:
         load(drawn(name="timm:test_resnet"), "imagenet", "timm:test_resnet")
-    assert asked == [(address, weights.PATIENCE_SECONDS)]
+    assert asked == [(address, weight_files.PATIENCE_SECONDS)]
     assert str(caught.value) == (
         f"model.weights: {address} cannot be fetched (Name or service not known); fetch it by other "
         "means and give its path: --set model.weights=PATH/model.safetensors"

@@ -156,7 +156,7 @@ def test_json_survives_what_editors_and_file_names_add(tmp_path):
 def test_names_that_no_file_can_have(name, monkeypatch):
     from tinlab import models, recipes
     from tinlab.data.places import find_source
-    from tinlab.models.weights import find_file
+    from tinlab.models.weight_files import find_file
     from tinlab.recipe import Model
 
     refused(recipes.find, name)

@@ -72,6 +72,11 @@ def import_timm() -> ModuleType:
     return timm
 
 
+def timm_configuration(name: str) -> Any:
+    """What timm knows of the weights of its network `timm:NAME`; None where it publishes none."""
+    return import_timm().models.get_pretrained_cfg(name.partition(":")[2])
+
+
 def names(package: str) -> list[str]:
     """The networks of `torchvision` or `timm`, sorted, as find() takes them; timm's without their tags."""
     if package == "timm":
