@@ -128,8 +128,8 @@ class Protocol(H11Protocol):
             self._waits, self.since = waits, self.loop.time()
 
     def _check(self) -> None:
-        # A check that comes late says that this process stood still (a busy or a paused machine): what its
-        # clients sent meanwhile has not been read yet, and they may have stood still with it.
+        # A check that comes late says that this process stood still, on a busy or a paused machine, and its
+        # clients may have stood still with it.
         now = self.loop.time()
         self.since = min(now, self.since + max(0.0, now - self._check_at))
         self._watch()
