@@ -19,6 +19,9 @@ from tinlab.recipe import Data, Flip, Loss, Model, Optimizer, RandomResizedCrop,
 # wait for each other's threads. torch, which is not imported yet, reads it; so do child processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The trials are functions, which tests run with a few cases. Last: no file of theirs may hide a module.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "trials"))
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "tiny-imagenet-200"
 NAME = "tiny-imagenet-200.zip"
 

@@ -6,18 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
+import faults
 import pytest
+from harmed import blows, work
+from warm import Warm
 
 from tinlab import runs
 from tinlab.training import checkpoint
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "trials"))
-import faults
-from harmed import blows, work
-from warm import Warm
 
 SEED = 2
 

@@ -6,11 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "trials"))
-
 import memory
+import pytest
 
 from tinlab.cli import app
 

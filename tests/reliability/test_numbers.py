@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import random
-import sys
 from pathlib import Path
 
+import alike
+import numerics
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "trials"))
-
-import alike
-import numerics
 
 from tinlab.evaluation import ensemble, pairs
 from tinlab.evaluation.metrics import calibration
