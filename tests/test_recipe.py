@@ -53,6 +53,23 @@ def test_a_changed_field_of_a_paper_is_marked():
     assert new.provenance["model.name"].kind == "stated"
 
 
+def test_a_changed_field_within_a_list_is_marked_and_goes_with_it():
+    new = changed(find("sun_improved"), ["augment.0.probability=0.3"])
+    assert new.augment[0].probability == 0.3
+    assert new.provenance["augment.0.probability"].kind == "changed"
+    none = changed(new, ["augment=[]"])
+    assert "augment.0.probability" not in none.provenance
+    assert none.provenance["augment"].kind == "changed"
+
+
+@pytest.mark.parametrize("path", ["augment.7.probability", "augment.first", "optimizer.rate", "name.x"])
+def test_provenance_names_fields(path):
+    value = find("sun_improved").model_dump(mode="json")
+    value["provenance"][path] = {"kind": "stated", "why": "so"}
+    with pytest.raises(TinlabError, match=f"provenance names '{path}', which is no field"):
+        parse_recipe(value, "here")
+
+
 def test_operations_are_told_apart_by_their_kind():
     new = changed(find("demo"), ['augment=[{"kind": "flip", "probability": 0.1}]'])
     assert new.augment == (Flip(probability=0.1),)

@@ -4,7 +4,8 @@ import torch
 from help import apply, images, planes
 from PIL import Image, ImageOps
 
-from tinlab.augment import tables
+from tinlab.augment import draws, tables
+from tinlab.augment.strengths import Strengths
 from tinlab.models.zoo import import_torchvision
 from tinlab.recipe import operations as ops
 
@@ -74,6 +75,14 @@ def test_whole_bits_are_drawn_alike_often():
     counts = [sum(count in counts for count in steps) for counts in ((1, 2), (3, 4), range(5, 9))]
     assert sum(counts) == 600
     assert min(counts) > 150
+
+
+def test_the_largest_draw_is_the_highest_strength(monkeypatch):
+    strengths = Strengths([ops.Posterise(bits=(4, 8))], 0)
+    largest = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
+    monkeypatch.setattr(draws, "uniforms", lambda begin, *_: largest.expand(len(begin), 1))
+    (drawn,) = strengths.draw(torch.tensor([0]), torch.tensor([0]))
+    assert drawn.values["bits"].tolist() == [8]
 
 
 def test_the_histogram_is_numpys():

@@ -88,7 +88,7 @@ def test_googlenet_counted_by_hand():
 @pytest.mark.parametrize(
     ("name", "options", "weights"),
     [
-        ("googlenet", {"aux_logits": False, "init_weights": True}, None),
+        ("googlenet", {"aux_logits": False, "init_weights": True, "transform_input": True}, None),
         ("googlenet", {"aux_logits": False, "init_weights": True, "transform_input": True}, "imagenet"),
         ("squeezenet", {}, None),
     ],

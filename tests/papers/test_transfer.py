@@ -96,6 +96,12 @@ def test_no_images_are_refused(small, shapes_pack, tmp_path):
         transfer(small, shapes_pack, tmp_path, images_per_class=(0,))
 
 
+def test_a_recipe_that_has_seen_other_images_is_refused(small, shapes_pack, tmp_path):
+    with pytest.raises(TinlabError, match="take a recipe from scratch"):
+        transfer(changed(small, ["model.weights=imagenet"]), shapes_pack, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_each_training_is_a_row_as_it_ends_and_the_page_shows_them(small, shapes_pack, tmp_path):
     path = tmp_path / "results" / "transfer.csv"
     results = tmp_path / "results" / "results.csv"

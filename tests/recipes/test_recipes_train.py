@@ -110,7 +110,15 @@ def test_hard_classes_are_looked_for_as_often_in_a_shortened_recipe():
     assert short.evaluate_every_epochs == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("fraction", [0, -1, 1.5])
+def test_the_name_of_a_shortened_recipe_leads_to_it():
+    short = recipes.shortened(recipes.find("yu_resnet20"), 1 / 3)
+    assert short.name == "yu_resnet20-budget-0.333333"
+    assert recipes.find(short.name) == short
+    least = recipes.shortened(recipes.find("yu_resnet20"), recipes.LEAST_FRACTION)
+    assert recipes.find(least.name) == least
+
+
+@pytest.mark.parametrize("fraction", [0, -1, 1.5, 0.00001])
 def test_a_budget_is_a_share(fraction):
     with pytest.raises(recipes.TinlabError, match="budget"):
         recipes.shortened(recipes.find("demo"), fraction)

@@ -16,7 +16,7 @@ from tinlab.data.batches import Batch, Batches
 from tinlab.errors import TinlabError
 from tinlab.evaluation.logits import Predictions
 from tinlab.recipe import Recipe, changed, operations
-from tinlab.training import checkpoint, loop
+from tinlab.training import checkpoint, loop, sharpness
 from tinlab.training.stages import spans
 
 CPU = torch.device("cpu")
@@ -171,6 +171,53 @@ def test_a_wider_stage_takes_over_what_fits(tiny_recipe, shapes_pack, tmp_path):
     assert "layer1.2.conv1.weight" in weights(run)
 
 
+def test_what_is_fresh_in_the_first_stage_is_not_filled_from_a_run(tiny_recipe, shapes_pack, tmp_path):
+    base = loop.train(tiny_recipe, shapes_pack, tmp_path / "base", seed=1, device="cpu")
+    start = changed(tiny_recipe, [f"model.weights={base.path}", "schedule.steps=1", "optimizer.peak_lr=1e-9"])
+    whole = loop.train(staged(start, {}), shapes_pack, tmp_path, seed=4, device="cpu")
+    fresh = loop.train(staged(start, {"fresh": ["fc"]}), shapes_pack, tmp_path, seed=4, device="cpu")
+    assert torch.allclose(weights(whole)["fc.weight"], weights(base)["fc.weight"], atol=1e-6)
+    torch.manual_seed(4)
+    drawn = models.build(start.model, 4, image_size=64).state_dict()
+    assert torch.allclose(weights(fresh)["fc.weight"], drawn["fc.weight"], atol=1e-6)
+    assert torch.allclose(
+        weights(fresh)["layer1.0.conv1.weight"], weights(base)["layer1.0.conv1.weight"], atol=1e-6
+    )
+    assert fresh.environment["weights"]["fresh_layers"] == ["fc"]
+
+
+def test_what_is_fresh_later_is_drawn_as_the_recipe_says(tiny_recipe, shapes_pack, tmp_path):
+    recipe = changed(
+        tiny_recipe, ['model.init={"kind": "gaussian", "variance": 25}', "optimizer.peak_lr=1e-9"]
+    )
+    stage = {"changes": {"schedule.steps": 1}}
+    run = loop.train(staged(recipe, stage, {**stage, "fresh": ["fc"]}), shapes_pack, tmp_path, device="cpu")
+    assert 3 < weights(run)["fc.weight"].std() < 7  # not about 0.1, as the network itself draws it
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model.weights": "somewhere.safetensors"}, {"model.fresh_layers": ["conv1"]}], ids=str
+)
+def test_only_the_first_stage_starts_from_a_file(tiny_recipe, changes):
+    start = changed(tiny_recipe, ["model.weights=a.safetensors"])
+    staged(start, {"changes": changes})
+    with pytest.raises(
+        TinlabError, match=r"stages\.1 \(stage1\): model\.\w+ says what the first stage starts"
+    ):
+        staged(start, {}, {"changes": changes})
+
+
+def test_a_batch_norm_with_one_value_is_refused_before_there_is_a_run(tiny_recipe, shapes_pack, tmp_path):
+    for assignments in (["schedule.batch_size=1"], ["schedule.accumulate=16"]):
+        # At 16x16 its last grid is 1x1.
+        recipe = changed(tiny_recipe, ["data.image_sizes=[16]", "model.stem=imagenet", *assignments])
+        with pytest.raises(
+            TinlabError, match=r"schedule\.batch_size: resnet18 cannot be trained on one 16x16"
+        ):
+            loop.train(recipe, shapes_pack, tmp_path, device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sizes_data_and_augmentation_of_a_stage_are_its_own(tiny_recipe, shapes_pack, tmp_path):
     recipe = staged(
         tiny_recipe,
@@ -242,21 +289,49 @@ def test_weights_before_channels_is_refused(tiny_recipe):
 
 
 @pytest.mark.parametrize(
-    ("stage", "said"),
+    ("kind", "stage", "said"),
     [
-        ({"prune": {"kind": "magnitude", "share": 0.6, "keep": ["fc"]}}, "the same 'keep' in all stages"),
-        ({"prune": {"kind": "magnitude", "share": 0.4}}, "a share of 0.4 of the weights is pruned after 0.5"),
-        ({"changes": {"model.width": 16}}, r"stages\.1: its network has other weights"),
+        (
+            "magnitude",
+            {"prune": {"kind": "magnitude", "share": 0.6, "keep": ["fc"]}},
+            "the same 'keep' in all stages",
+        ),
+        (
+            "magnitude",
+            {"prune": {"kind": "magnitude", "share": 0.4}},
+            "a share of 0.4 of the weights is pruned after 0.5",
+        ),
+        ("magnitude", {"changes": {"model.width": 16}}, r"stages\.1: its network has other weights"),
+        ("channels", {"changes": {"model.width": 16}}, r"stages\.1: its network has other weights"),
     ],
 )
-def test_what_is_pruned_for_good_cannot_come_back(tiny_recipe, shapes_pack, tmp_path, stage, said):
+def test_what_is_pruned_for_good_cannot_come_back(tiny_recipe, shapes_pack, tmp_path, kind, stage, said):
     def trained():
-        recipe = staged(tiny_recipe, {"prune": {"kind": "magnitude", "share": 0.5}}, stage)
+        recipe = staged(tiny_recipe, {"prune": {"kind": kind, "share": 0.5}}, stage)
         loop.train(recipe, shapes_pack, tmp_path, device="cpu")
 
     with pytest.raises(TinlabError, match=said):
         trained()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sharpness_is_climbed_without_what_is_pruned(tiny_recipe, shapes_pack, tmp_path, monkeypatch):
+    climb, grown = sharpness.climb, []
+
+    def watched(parameters, rho):
+        before = [p == 0 for p in parameters if p.ndim > 1]
+        climb(parameters, rho)
+        after = [p == 0 for p in parameters if p.ndim > 1]
+        grown.append(sum(int((b & ~a).sum()) for b, a in zip(before, after, strict=True)))
+        assert sum(int(b.sum()) for b in before) > 100
+
+    monkeypatch.setattr(sharpness, "climb", watched)
+    recipe = staged(
+        changed(tiny_recipe, ["optimizer.sam_rho=0.1", "schedule.steps=3"]),
+        {"prune": {"kind": "magnitude", "share": 0.5}},
+    )
+    loop.train(recipe, shapes_pack, tmp_path, device="cpu")
+    assert grown == [0, 0, 0]
 
 
 def test_a_digest_tells_stages_apart(tiny_recipe):

@@ -217,7 +217,8 @@ class Strengths:
         if any(slot.ends_only for _, _, slot in self._slots):
             drawn = torch.where(self._ends, (drawn >= 0.5).to(u.dtype), drawn)
         if any(slot.whole for _, _, slot in self._slots):
-            whole = (low + (span + 1) * drawn).floor()
+            # Of the largest draws the sum is rounded up, to one more than there is.
+            whole = torch.minimum((low + (span + 1) * drawn).floor(), low + span)
             drawn = torch.where(self._whole, whole, low + span * drawn)
         else:
             drawn = low + span * drawn

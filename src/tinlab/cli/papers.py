@@ -61,8 +61,7 @@ def reproduce(
             raise TinlabError("--add-results adds what is run; name a row or a paper")
         _list(rows, file, out, json)
         return
-    if not 0 < budget <= 1:
-        raise TinlabError(f"--budget is a share of the length, above 0 and at most 1, not {budget:g}")
+    _check_budget(budget)
     place = _place(file, add_results)
     _run(
         rows,
@@ -77,6 +76,13 @@ def reproduce(
         checkpoint_seconds,
         json,
     )
+
+
+def _check_budget(budget: float) -> None:
+    from tinlab.recipes import LEAST_FRACTION
+
+    if not LEAST_FRACTION <= budget <= 1:
+        raise TinlabError(f"--budget is a share of the length, from {LEAST_FRACTION:g} to 1, not {budget:g}")
 
 
 def _place(file: Path | None, add_results: bool) -> Path | None:
@@ -331,8 +337,7 @@ def transfer(
         counts = tuple(int(one) for one in images.split(","))
     except ValueError:
         raise TinlabError(f"--images takes numbers, such as 5,25,50,500, not '{images}'") from None
-    if not 0 < budget <= 1:
-        raise TinlabError(f"--budget is a share of the length, above 0 and at most 1, not {budget:g}")
+    _check_budget(budget)
     place = _place(file, add_results)
     chosen, foreign = recipes.with_changes(recipes.find(recipe), set or [])
     if foreign:

@@ -14,7 +14,7 @@ from tinlab.errors import TinlabError
 from tinlab.models import resnet, shcherbina, standard, trinext, weights, yu, zoo
 from tinlab.models.convolutions import choose_ways
 from tinlab.models.dropconnect import add_dropconnect
-from tinlab.models.fits import fits, outline
+from tinlab.models.fits import fits, outline, takes_single_images
 from tinlab.models.initialise import initialise
 from tinlab.models.network import Network
 
@@ -42,11 +42,21 @@ def find(name: str, image_size: int = 64) -> Network:
     return MODELS[name]
 
 
-def check(knobs: recipe.Model, classes: int, *, image_size: int, train_sizes: Iterable[int] = ()) -> None:
+def check(
+    knobs: recipe.Model,
+    classes: int,
+    *,
+    image_size: int,
+    train_sizes: Iterable[int] = (),
+    train_batch: int = 2,
+) -> None:
     """Raise TinlabError where `knobs` name no network, ask of it what it does not have, or where it does not
-    take images of `image_size` and `train_sizes` pixels a side."""
-    sizes = {image_size, *train_sizes}
-    fits(knobs.name, partial(build, knobs, classes, image_size=image_size), sizes, classes)
+    take images of `image_size` and `train_sizes` pixels a side, or cannot be trained on `train_batch` of
+    them at a time."""
+    made = partial(build, knobs, classes, image_size=image_size)
+    fits(knobs.name, made, {image_size, *train_sizes}, classes)
+    if train_batch == 1:
+        takes_single_images(knobs.name, made, min(train_sizes, default=image_size))
 
 
 def check_weights(knobs: recipe.Model, classes: int, *, image_size: int) -> None:

@@ -8,7 +8,8 @@ evaluation every block runs, and its branch is multiplied by p_l.
 probabilities. Its samples are a random subset of fixed size, round(p_l B), gathered, sent through the branch,
 and added back where they came from, as in DINOv2 (Oquab et al. 2024, section 5, "Efficient stochastic
 depth"): what is dropped costs nothing, and shapes stay the same. DINOv2 weighs the branch by 1/p_l in
-training; here, as for `Survival`, it is weighed by p_l in evaluation.
+training; here, as for `Survival`, it is weighed by p_l in evaluation, so that in batches of a few samples,
+where round(p_l B) / B is not p_l, the two differ.
 """
 
 from __future__ import annotations

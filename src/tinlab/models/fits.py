@@ -68,6 +68,18 @@ def fits(name: str, build: Callable[[], nn.Module], sizes: Iterable[int], classe
             )
 
 
+def takes_single_images(name: str, build: Callable[[], nn.Module], size: int) -> None:
+    """Raise TinlabError where the network that `build` makes cannot be trained on one image of `size` pixels
+    a side at a time: where a batch norm is left with one value a channel."""
+    try:
+        _forward(outline(build), size, "meta", images=1)
+    except ValueError as error:
+        raise TinlabError(
+            f"schedule.batch_size: {name} cannot be trained on one {size}x{size} image at a time "
+            f"({reason(error)}); take a larger schedule.batch_size, or a smaller schedule.accumulate"
+        ) from error
+
+
 def reason(error: Exception) -> str:
     """The first sentence of what `error` says, on one line."""
     said = " ".join(str(error).split()) or type(error).__name__
@@ -75,6 +87,6 @@ def reason(error: Exception) -> str:
 
 
 @torch.no_grad()
-def _forward(model: nn.Module, size: int, device: str) -> object:
+def _forward(model: nn.Module, size: int, device: str, images: int = 2) -> object:
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        return model.train()(torch.zeros(2, 3, size, size))
+        return model.train()(torch.zeros(images, 3, size, size))

@@ -14,9 +14,9 @@ no more. So ImageNet's weights of `classifier.0` do not fit: name it in fresh_la
 
 googlenet: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, as torchvision has it: with batch
 norms, 3x3 filters where the paper has 5x5, and dropout of 0.2 where it has 0.4. Changed: the two auxiliary
-classifiers are left out, so that one vector of scores comes out as everywhere here. Where the network starts
-from given weights, it moves its input from ImageNet's mean and standard deviation to 0.5 and 0.5, which is
-how torchvision's weights were trained.
+classifiers are left out, so that one vector of scores comes out as everywhere here. It moves its input from
+ImageNet's mean and standard deviation to 0.5 and 0.5, which is how torchvision's weights were trained; from
+scratch too, so that the weights of any run go on in the network that they were trained in.
 
 squeezenet: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters and <0.5MB model
 size", 2016, version 1.0. Nothing is changed. Its classifier is a 1x1 convolution and a ReLU, whose outputs
@@ -82,7 +82,7 @@ def _googlenet(knobs: recipe.Model, classes: int) -> nn.Module:
         num_classes=classes,
         aux_logits=False,
         init_weights=True,
-        transform_input=knobs.weights is not None,
+        transform_input=True,
     )
     _drop(model, knobs.dropout)
     return model

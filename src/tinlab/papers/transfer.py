@@ -86,10 +86,16 @@ def transfer(
     finished stays, and what was stopped goes on. `fraction` shortens every training; `finished` is told of
     each training as it ends, or is found to have ended. What `recorded` has (images a class, start and
     seed -> top-1 in percent) is not trained, nor is A where nothing needs it. Raises what `loop.train`
-    raises, and TinlabError where the classes cannot be halved or a number of images is none.
+    raises, and TinlabError where `recipe` starts from weights, where the classes cannot be halved, or where a
+    number of images is none.
     """
     if any(count < 1 for count in images_per_class):
         raise TinlabError("images a class are 1 or more")
+    if recipe.model.weights is not None:
+        raise TinlabError(
+            f"{recipe.name} starts from weights ({recipe.model.weights}), which may have seen the images of "
+            "both halves; take a recipe from scratch"
+        )
     halves = {which: subset_pack(pack, half(pack, which), out / f"pack-{which}") for which in ("A", "B")}
 
     def trained(one: Recipe, which: str, seed: int) -> Run:

@@ -130,7 +130,8 @@ class Stage(Knobs):
     """Field path -> value: how it differs from the recipe's own fields, such as {"optimizer.peak_lr": 0.01}.
     Where it changes `model`, weights of the same name and shape are taken over."""
     fresh: tuple[str, ...] = ()
-    """Patterns of layers that start anew."""
+    """Patterns of layers that start anew, as `model.init` draws them: in the first stage those that
+    `model.weights` would fill."""
     prune: Prune | None = None
     """How the network is pruned before it is trained on."""
 
@@ -177,13 +178,14 @@ class Recipe(Knobs):
 
     @model_validator(mode="after")
     def _provenance_names_fields(self) -> Self:
-        fields = self.model_dump()
+        fields = self.model_dump(mode="json")
         for path in self.provenance:
             value: Any = fields
             for part in path.split("."):
-                if not isinstance(value, dict) or part not in value:
-                    raise ValueError(f"provenance names '{path}', which is no field")
-                value = value[part]
+                try:
+                    value = _member(value, part, "")
+                except TinlabError:
+                    raise ValueError(f"provenance names '{path}', which is no field") from None
         return self
 
     @model_validator(mode="after")
@@ -213,9 +215,15 @@ class Recipe(Knobs):
     def _stages_are_recipes(self) -> Self:
         for number, stage in enumerate(self.stages):
             try:
-                self.phase(number)
+                model = self.phase(number).model
             except TinlabError as error:
                 raise ValueError(f"stages.{number} ({stage.name}): {error}") from error
+            for field in ("weights", "fresh_layers"):
+                if number > 0 and getattr(model, field) != getattr(self.model, field):
+                    raise ValueError(
+                        f"stages.{number} ({stage.name}): model.{field} says what the first stage starts "
+                        "from, and this one goes on with the weights before it; name layers in its 'fresh'"
+                    )
         kinds = [stage.prune.kind for stage in self.stages if stage.prune is not None]
         if "channels" in kinds and "magnitude" in kinds[: kinds.index("channels")]:
             raise ValueError("stages: prune channels before single weights, whose places would change")
@@ -251,6 +259,17 @@ class Recipe(Knobs):
                 raise TinlabError(f"{path} is the same in all stages; change it in the recipe")
             _assign(value, path, item, "changes")
         return parse_recipe(value, "changes")
+
+    def beginning(self, number: int) -> Model:
+        """How stage `number`, counted from 0, gives its network values before it takes over those of the
+        stage before: its `model`, the stage's fresh layers being among those that no file fills. Only the
+        first stage has a file."""
+        model = self.phase(number).model
+        if number > 0:
+            return model.model_copy(update={"weights": None, "fresh_layers": ()})
+        if model.weights is None or not self.stages:
+            return model
+        return model.model_copy(update={"fresh_layers": (*model.fresh_layers, *self.stages[0].fresh)})
 
     @property
     def digest(self) -> str:
@@ -308,7 +327,9 @@ def changed(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
         if not equals or not path:
             raise TinlabError(f"--set takes PATH=VALUE, such as optimizer.peak_lr=0.1, not '{assignment}'")
         _assign(value, path, _parse(text), "--set")
-        if recipe.provenance and isinstance(value["provenance"], dict):
+        if recipe.provenance and isinstance(sources := value["provenance"], dict):
+            # What lay in it may be gone.
+            value["provenance"] = {p: why for p, why in sources.items() if not p.startswith(f"{path}.")}
             value["provenance"][path] = {"kind": "changed", "why": f"set to {text} by hand"}
     return parse_recipe(value, "--set")
 

@@ -54,6 +54,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 BUDGET = re.compile(r"-budget-(\d*\.?\d+)")
 """What the names of shortened recipes hold."""
+LEAST_FRACTION = 1e-4
+"""Of a recipe's length; smaller ones are written with an exponent."""
 
 
 def find(name: str) -> Recipe:
@@ -77,13 +79,16 @@ def find(name: str) -> Recipe:
 
 
 def shortened(recipe: Recipe, fraction: float) -> Recipe:
-    """`recipe` at a fraction of its length, above 0 and at most 1: steps, epochs and milestones of all stages
+    """`recipe` at a fraction of its length, from 0.0001 to 1: steps, epochs and milestones of all stages
     are multiplied by it. It is another recipe, and is called NAME-budget-FRACTION; 1 leaves it as it is.
 
-    Raises TinlabError for another fraction.
+    The fraction is taken to six digits, as the name says it. Raises TinlabError for another fraction.
     """
-    if not 0 < fraction <= 1:
-        raise TinlabError(f"a budget is a share of the length, above 0 and at most 1, not {fraction:g}")
+    if not LEAST_FRACTION <= fraction <= 1:
+        raise TinlabError(
+            f"a budget is a share of the length, from {LEAST_FRACTION:g} to 1, not {fraction:g}"
+        )
+    fraction = float(f"{fraction:g}")
     if fraction == 1:
         return recipe
     value = recipe.model_dump(mode="json")

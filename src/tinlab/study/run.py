@@ -109,9 +109,8 @@ def outcome(row: Row) -> str:
 def check(recipes: Iterable[Recipe], settings: Settings, device: str | None) -> None:
     """Raise TinlabError where a recipe cannot be run on the pack, or this machine has no such `device`: in
     one sentence at once, rather than in a row for each run later."""
-    from tinlab import models
     from tinlab.compute import resolve_device
-    from tinlab.training.fitting import network_size, recipe_fits
+    from tinlab.training.fitting import recipe_fits, weights_fit
 
     if device is not None:
         resolve_device(device)
@@ -119,7 +118,7 @@ def check(recipes: Iterable[Recipe], settings: Settings, device: str | None) -> 
     for recipe in recipes:
         try:
             recipe_fits(recipe, pack)
-            models.check_weights(recipe.model, len(pack.info.classes), image_size=network_size(recipe, pack))
+            weights_fit(recipe, pack)
         except TinlabError as error:
             raise TinlabError(f"{recipe.name}: {error}") from error
 

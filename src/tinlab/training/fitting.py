@@ -11,7 +11,7 @@ from tinlab.errors import TinlabError
 from tinlab.models.layers import named_layers
 from tinlab.models.weights import fresh_names
 from tinlab.ranks import Ranks, synchronise_batch_norm
-from tinlab.recipe import ChannelPruning, MagnitudePruning, Recipe
+from tinlab.recipe import ChannelPruning, Recipe
 from tinlab.runs import Preprocessing
 from tinlab.training import optimizer, pruning, statistics
 from tinlab.training.penalties import Penalties
@@ -41,7 +41,13 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
     classes, size = len(pack.info.classes), network_size(recipe, pack)
     pruned: dict[str, torch.Size] | None = None
     for number, phase in enumerate(recipe.phases):
-        models.check(phase.model, classes, image_size=size, train_sizes=phase.data.image_sizes)
+        models.check(
+            phase.model,
+            classes,
+            image_size=size,
+            train_sizes=phase.data.image_sizes,
+            train_batch=phase.schedule.batch_size // phase.schedule.accumulate,
+        )
         sketch = models.sketch(phase.model, classes, image_size=size)
         Penalties(phase.loss.penalties, sketch)
         optimizer.check(phase.optimizer, sketch)
@@ -56,16 +62,24 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
             shapes = {name: parameter.shape for name, parameter in sketch.named_parameters()}
             if pruned is not None and shapes != pruned:
                 raise TinlabError(
-                    f"stages.{number}: its network has other weights than the one before, of which single "
-                    "ones were pruned for good"
+                    f"stages.{number}: its network has other weights than the one before, of which some were "
+                    "pruned for good"
                 )
-            pruned = shapes if pruned or isinstance(stage.prune, MagnitudePruning) else None
+            pruned = shapes if pruned or stage.prune else None
         if phase.compute.sync_batch_norm:
             synchronise_batch_norm(sketch)
     for name in ("val", "tune"):
         split = pack.split(name)
         if not split.labelled:
             raise TinlabError(f"{pack.path} has no labelled images in '{name}', which training needs")
+
+
+def weights_fit(recipe: Recipe, pack: Pack) -> None:
+    """Raise TinlabError where the weights that `recipe` starts from, if any, cannot be had or do not fit.
+
+    Fetches published ones, which is why it is apart from `recipe_fits`.
+    """
+    models.check_weights(recipe.beginning(0), len(pack.info.classes), image_size=network_size(recipe, pack))
 
 
 def ranks_fit(recipe: Recipe, ranks: Ranks) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinlab import models, runs
+from tinlab import runs
 from tinlab.augment.draws import seed_for_step
 from tinlab.augment.targeted import Targeted, hardest_classes
 from tinlab.compute import choose_kernels, resolve_device, wait_for
@@ -28,7 +28,7 @@ from tinlab.runs import Preprocessing, Run
 from tinlab.training import checkpoint, schedule
 from tinlab.training.curves import Curves, Meter, Place, eval_point, train_point
 from tinlab.training.endings import OUT_OF_TIME, Diverged, TimeIsUp, TrainingStopped
-from tinlab.training.fitting import network_size, preprocessing, ranks_fit, recipe_fits
+from tinlab.training.fitting import preprocessing, ranks_fit, recipe_fits, weights_fit
 from tinlab.training.memory import Peak, explain_out_of_memory, is_out_of_memory
 from tinlab.training.progress import Progress, Watcher, seconds_left
 from tinlab.training.schedule import Plateau
@@ -71,9 +71,7 @@ def train(
     ends_at = None if stop_after_seconds is None else time.perf_counter() + stop_after_seconds
     recipe_fits(recipe, pack)
     # What is missing is told before there is a run.
-    models.check_weights(
-        recipe.phases[0].model, len(pack.info.classes), image_size=network_size(recipe, pack)
-    )
+    weights_fit(recipe, pack)
     pack.split(final_split)
     if first_here():
         pack.verify_once()

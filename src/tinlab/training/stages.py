@@ -166,11 +166,12 @@ class Setup:
         if state.structure is not None:
             smaller(model, state.structure, image_size=shown.network_size)
         prune = None if span.stage is None or last is not None else span.stage.prune
-        if last is None and left is None:
-            loaded = models.begin(model, recipe.model, normalised(shown, self.batches.at(0).images))
+        if last is None:
+            images = normalised(shown, self.batches.at(0).images)
+            loaded = models.begin(model, run.recipe.beginning(span.number), images)
             if loaded is not None and ranks.first:
                 write_json(run.path / "environment.json", {**run.environment, "weights": asdict(loaded)})
-        elif left is not None:
+        if left is not None:
             assert span.stage is not None
             carry_over(left.weights, model, span.stage.fresh)
         if isinstance(prune, ChannelPruning):

@@ -28,11 +28,16 @@ def take_step(setup: Setup, step: int, size: int) -> tuple[Tensor, Tensor, Tenso
     recipe = setup.recipe
     inputs, batch = setup.policy.inputs(setup.batches.at(step), size)  # (B, 3, size, size)
     backward = partial(in_parts, setup.network, inputs, batch, recipe, setup.penalties, setup.scaling)
-    loss, penalty, correct = backward() if setup.sharpness is None else setup.sharpness(backward)
+
+    def masked() -> tuple[Tensor, Tensor, Tensor]:
+        found = backward()
+        if setup.masks is not None:
+            setup.masks.apply_to_gradients()
+        return found
+
+    loss, penalty, correct = masked() if setup.sharpness is None else setup.sharpness(masked)
     if setup.depth.drops:
         optimizer.fill_missing_gradients(setup.model)
-    if setup.masks is not None:
-        setup.masks.apply_to_gradients()
     if recipe.optimizer.clip_norm is not None:
         setup.scaling.unscale(setup.updater)
         optimizer.clip(setup.model, recipe.optimizer.clip_norm)
