@@ -220,6 +220,8 @@ def test_the_enlarged_set_has_the_papers_265000_images():
         mine = rows[variants == copy_number]
         assert len(np.unique(mine)) == 33_000
         assert abs(mine.mean() - 50_000) < 1000
+    # Each operation has a third of its own: 1 - 0.67^5 of the images are copied at all.
+    assert len(np.unique(rows[100_000:])) / 100_000 == pytest.approx(1 - 0.67**5, abs=0.01)
     again, _ = with_copies(np.arange(100_000), POLICIES["shcherbina_fixed"](), 1)
     other, _ = with_copies(np.arange(100_000), POLICIES["shcherbina_fixed"](), 2)
     assert np.array_equal(rows, again)

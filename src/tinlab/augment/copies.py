@@ -25,8 +25,10 @@ def with_copies(
     count = round(operation.share * len(rows))
     every, variants = [rows], [np.zeros(len(rows), np.int64)]
     for number in range(1, len(operation.operations) + 1):
-        # The orders of the passes have keys below 2**63.
-        dice = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), 2**63 + number]))
+        # The orders of the passes have keys below 2**63. As an array: of a list with so large a number NumPy
+        # makes floats, which tell neighbours apart no more.
+        key = np.array([seed, 2**63 + number], np.uint64)
+        dice = np.random.Generator(np.random.Philox(key=key))
         every.append(rows[np.sort(dice.permutation(len(rows))[:count])])
         variants.append(np.full(count, number))
     return np.concatenate(every), np.concatenate(variants)

@@ -103,7 +103,8 @@ class Batches:
     def order(self, epoch: int) -> np.ndarray:
         """The permutation of pass `epoch`; the last two are kept, since a batch can span both."""
         if epoch not in self._orders:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed & (2**64 - 1), epoch]))
+            key = np.array([self.seed, epoch], np.uint64)
+            generator = np.random.Generator(np.random.Philox(key=key))
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = generator.permutation(len(self.rows))
         return self._orders[epoch]

@@ -69,6 +69,8 @@ def train(
     another rank is gone. The last checkpoint stays.
     """
     ends_at = None if stop_after_seconds is None else time.perf_counter() + stop_after_seconds
+    if not 0 <= seed < 2**63:
+        raise TinlabError(f"a seed is a whole number from 0 to 2^63 - 1, not {seed}")
     recipe_fits(recipe, pack)
     # What is missing is told before there is a run.
     weights_fit(recipe, pack)
