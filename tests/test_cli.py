@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -207,6 +208,22 @@ BAD = {
         "there is no none.pth",
     ),
     "no time": (["train", "demo", "--data", "PACK", "--stop-after", "0"], "--stop-after is in minutes"),
+    "a time that is no number": (["train", "demo", "--data", "PACK", "--stop-after", "nan"], "not nan"),
+    "no end of time": (["train", "demo", "--data", "PACK", "--checkpoint-seconds", "inf"], "not inf"),
+    "seed below 0": (["train", "demo", "--data", "PACK", "--out", "OUT", "--seed", "-1"], "2^63 - 1, not -1"),
+    "seed beyond 64 bits": (
+        ["augment", "sun_light", "--data", "PACK", "--seed", "9" * 26],
+        "2^63 - 1, not 9",
+    ),
+    "augment without end": (
+        ["augment", "sun_light", "--data", "PACK", "--columns", "100000000"],
+        "beyond 250 million pixels",
+    ),
+    "render without end": (
+        ["data", "render", "OUT", "--val-per-class", "100000000000"],
+        "at most 10,000,000",
+    ),
+    "more pixels than are decoded": (["serve", "RUN", "--max-pixels", "200000000"], "89,478,485"),
     "neither recipe nor run": (["train"], "--resume"),
     "recipe and run": (["train", "demo", "--resume", "RUN"], "--resume"),
     "set and resume": (["train", "--resume", "RUN", "--set", "model.width=3"], "--set"),
@@ -272,6 +289,26 @@ def test_without_data_a_cached_pack_is_used(recipe_file, shapes_folder, shapes_p
     other = json.loads((Path(json.loads(named)["run"]) / "run.json").read_text())
     assert other["pack"] == str(shapes_pack.path)
     assert tinlab("train", recipe_file, cache=cache, data="/nowhere").returncode == 2
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
+def test_what_others_name_like_torchruns_variables_is_told(name, shapes_pack, tmp_path, monkeypatch):
+    monkeypatch.setenv(name, "first")
+    done = tinlab("train", "demo", "--data", shapes_pack.path, "--set", "schedule.steps=1", cwd=tmp_path)
+    assert done.returncode in (0, 2)
+    assert "Traceback" not in done.stderr
+    assert tinlab("evaluate", "nope", cwd=tmp_path).returncode == 2
+    if done.returncode == 2:
+        assert f"${name} is 'first'" in done.stderr
+
+
+def test_runs_are_listed_with_the_split_that_they_were_measured_on(run, tmp_path):
+    shutil.copytree(run, tmp_path / "runs" / "a")
+    result = tmp_path / "runs" / "a" / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "split": "tune"}))
+    (row,) = json.loads(ok("runs", "--out", tmp_path / "runs", "--json"))
+    assert row["split"] == "tune"
+    assert "tune" in ok("runs", "--out", tmp_path / "runs")
 
 
 @pytest.mark.parametrize("found", [True, False])

@@ -120,6 +120,22 @@ def test_rendered_images_and_unfinished_runs_are_refused(run, shapes_pack, tiny_
     assert not (tmp_path / "r.csv").exists()
 
 
+def test_a_folder_is_no_file_of_results(run, tmp_path):
+    (tmp_path / "here").mkdir()
+    with pytest.raises(TinlabError, match="is a folder; name a CSV file"):
+        record(run.path, tmp_path / "here")
+    assert list(tmp_path.rglob("*.csv")) == []
+
+
+def test_a_run_whose_seed_has_anothers_draws_is_refused(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    for name in ("run.json", "result.json"):
+        write_json(copy / name, {**read_json(copy / name), "seed": -1})
+    with pytest.raises(TinlabError, match="its seed is -1"):
+        record(copy, tmp_path / "r.csv")
+    assert not (tmp_path / "r.csv").exists()
+
+
 def test_a_foreign_file_is_left_alone(run, tmp_path):
     path = tmp_path / "r.csv"
     path.write_text("a,b\n1,2\n")

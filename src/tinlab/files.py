@@ -31,7 +31,10 @@ except ImportError:  # not a POSIX system: leftovers stay until somebody removes
     fcntl = None  # type: ignore[assignment]
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT, errno.EIO, errno.EFBIG)
+REFUSED = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
+    errno.ENOENT, errno.ENAMETOOLONG, errno.EBUSY, errno.EIO, errno.EFBIG,
+)  # fmt: skip
 """What a disk says that a person can mend: it is full, or the place is not one to write to."""
 
 MOST_TEXT_BYTES = 512 << 20

@@ -135,13 +135,13 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     A process that was started by itself is the only rank. Raises TinlabError where a rank cannot be reached,
     and where there are more ranks on this machine than GPUs.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = _given("WORLD_SIZE", 1)
     if count == 1:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # events and random numbers are the current device's
         yield ALONE, device
         return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = _given("LOCAL_RANK", 0)
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
             raise TinlabError(
@@ -203,14 +203,22 @@ def _fresh_store(rank: int, count: int) -> dist.Store:
         time.sleep(0.05)
 
 
+def _given(name: str, otherwise: int) -> int:
+    """The whole number in variable `name` of the environment."""
+    text = os.environ.get(name, str(otherwise))
+    if not text.isdecimal():
+        raise TinlabError(f"${name} is '{text[:40]}', and torchrun sets it to a whole number; unset it")
+    return int(text)
+
+
 def number() -> int:
     """This process' rank as torchrun gives it, joined or not; 0 for one that was started by itself."""
-    return int(os.environ.get("RANK", "0"))
+    return _given("RANK", 0)
 
 
 def restarted() -> bool:
     """Whether torchrun has started this process again, after a rank was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _given("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def launch() -> str | None:
@@ -233,7 +241,7 @@ def launch() -> str | None:
 
 def first_here() -> bool:
     """Whether this is the first of the ranks on its machine, or a process that was started by itself."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+    return _given("LOCAL_RANK", 0) == 0
 
 
 def lost(error: Exception) -> bool:

@@ -91,6 +91,8 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
     """
     opened = runs.open_run(run)
     row = row_of(run)
+    if path.is_dir():
+        raise TinlabError(f"{path} is a folder; name a CSV file, such as {path / 'results.csv'}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with only_one(path.parent):  # another process may add a row at the same time
         rows: list[dict[str, Any]] = list(read_results(path))
@@ -127,6 +129,8 @@ def row_of(run: str | Path) -> dict[str, Any]:
     # What names a file is the run's own recipe, and not what its result says.
     if (result["recipe"], result.get("seed")) != (opened.recipe.name, opened.seed):
         raise TinlabError(f"{run}: result.json is of another recipe or seed than the run; train it again")
+    if opened.seed < 0:
+        raise TinlabError(f"{run}: its seed is {opened.seed}, and one is 0 or more; train it with another")
     if kind == "rendered":
         raise TinlabError(f"{run} was trained on rendered images; results are of real ones")
     predictions = predictions_of(run, split=result["split"])

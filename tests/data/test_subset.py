@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tinlab.data import subset
 from tinlab.data.pack import Pack
 from tinlab.data.subset import half, subset_pack
 from tinlab.errors import TinlabError
@@ -48,6 +49,19 @@ def test_the_same_subset_is_opened_and_another_pack_is_left_alone(shapes_pack, i
     with pytest.raises(TinlabError, match="another pack"):
         subset_pack(shapes_pack, ids[2:], tmp_path / "pack")
     assert Pack.open(tmp_path / "pack").digest == made.digest
+
+
+def test_who_comes_second_takes_what_the_first_made(shapes_pack, ids, tmp_path, monkeypatch):
+    write = subset._write
+
+    def slowly(folder, pack, chosen):
+        write(folder, pack, chosen)
+        monkeypatch.setattr(subset, "_write", write)
+        subset_pack(shapes_pack, ids[:2], tmp_path / "pack")  # the other one
+
+    monkeypatch.setattr(subset, "_write", slowly)
+    assert subset_pack(shapes_pack, ids[:2], tmp_path / "pack").reused
+    assert [one.name for one in tmp_path.iterdir()] == ["pack"]
 
 
 def test_halves_part_the_classes(shapes_pack, ids, tmp_path):

@@ -21,6 +21,7 @@ from tinlab.data.pack import ClassInfo
 from tinlab.errors import TinlabError
 from tinlab.serve import Limits
 from tinlab.serve.form import clean_name
+from tinlab.serve.limits import MOST_PIXELS
 from tinlab.serve.routes import build
 from tinlab.serve.samples import Samples, find_samples
 from tinlab.serve.service import load
@@ -370,6 +371,7 @@ TOP = b'--x\r\nContent-Disposition: form-data; name="top"\r\n\r\n'
         ("multipart/form-data; boundary=" + "x" * 300, b"--x"),
         ("multipart/form-data; boundary=x", TOP + b"1" * 2000 + b"\r\n--x--\r\n"),
         ("multipart/form-data; boundary=x", b'--x\r\nX: ' + b"y" * 10_000),
+        ("multipart/form-data; boundary=x; charset=undefined", TOP + b"1\r\n--x--\r\n"),
     ],
 )  # fmt: skip
 def test_broken_forms(shared, kind, body):
@@ -432,6 +434,14 @@ def test_limits_that_make_no_sense(field):
         Limits(**{field: 0})
     with pytest.raises(TinlabError, match=field):
         Limits(**{field: float("nan")})
+
+
+def test_pillow_decodes_no_more_pixels_than_it_is_said_to():
+    from PIL import Image
+
+    assert Limits(max_pixels=Image.MAX_IMAGE_PIXELS).max_pixels == MOST_PIXELS
+    with pytest.raises(TinlabError, match="at most 89,478,485"):
+        Limits(max_pixels=MOST_PIXELS + 1)
 
 
 # The queue

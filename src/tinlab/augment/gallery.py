@@ -13,7 +13,7 @@ from torch import Tensor
 from tinlab.augment.policy import Policy
 from tinlab.augment.strengths import Drawn
 from tinlab.data.batches import Batch
-from tinlab.data.grid import grid
+from tinlab.data.grid import MOST_PIXELS, grid
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
 from tinlab.recipe import Operation
@@ -50,6 +50,11 @@ def gallery(
             raise TinlabError(f"{name} is {value}; give {least} or more")
     if not len(rows):
         raise TinlabError(f"{pack.path} has no images in {split}; choose another split")
+    if min(images, len(rows)) * columns * (size or pack.info.image_size) ** 2 > MOST_PIXELS:
+        raise TinlabError(
+            f"{columns} columns of pictures are beyond {MOST_PIXELS // 10**6} million pixels; give fewer "
+            "images or columns"
+        )
     chosen = np.random.default_rng(seed).permutation(len(rows))[:images]
     stored = torch.from_numpy(np.array(rows.images[chosen]))
     words = [_class_words(pack, int(label)) for label in rows.labels[chosen]]

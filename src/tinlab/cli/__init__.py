@@ -55,7 +55,8 @@ def _run() -> None:
         sentence = usage_sentence(error)
         sys.exit(terminal.fail(sentence, error.exit_code) if sentence else error.exit_code)
     except TinlabError as error:
-        rank = int(os.environ.get("RANK", "0"))
+        given = os.environ.get("RANK", "0")
+        rank = int(given) if given.isdecimal() else 0
         if rank > 0 and error.on_every_rank:
             sys.exit(error.exit_code)
         sys.exit(terminal.fail(f"rank {rank}: {error}" if rank > 0 else str(error), error.exit_code))

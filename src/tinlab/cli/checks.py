@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, Changes, DataOption, Device, app, split_auto, with_fitting_batch
+from tinlab.cli.common import AsJson, Changes, DataOption, Device, Seed, app, split_auto, with_fitting_batch
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or a recipe.json.")]
 
@@ -22,7 +22,7 @@ def lr_find(
     low: Annotated[float, typer.Option("--from", help="The first rate.")] = 1e-6,
     high: Annotated[float, typer.Option("--to", help="The last rate.")] = 10.0,
     steps: Annotated[int, typer.Option(help="Steps from the first to the last.")] = 200,
-    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path, typer.Option("--out", metavar="PNG", help="Where the chart goes.")] = Path(
         "lr-find.png"
@@ -66,7 +66,7 @@ def overfit(
     steps: Annotated[int, typer.Option(help="At most so many steps.")] = 300,
     set: Changes = None,
     data: DataOption = None,
-    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path, typer.Option("--out", metavar="PNG", help="Where the chart goes.")] = Path(
         "overfit.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,6 +35,25 @@ OtherDataOption = Annotated[
     str | None,
     typer.Option("--data", metavar="PATH", help="A pack or a data set. Default: the pack trained on."),
 ]
+
+
+def _seed(seed: int | None) -> int | None:
+    if seed is not None and not 0 <= seed < 2**63:
+        raise TinlabError(f"--seed is a whole number from 0 to 2^63 - 1, not {seed}")
+    return seed
+
+
+def _seconds(seconds: float) -> float:
+    if not 0 <= seconds < math.inf:
+        raise TinlabError(f"--checkpoint-seconds are 0 or more, not {seconds:g}")
+    return seconds
+
+
+Seed = Annotated[int, typer.Option(callback=_seed, help="Decides every random draw.")]
+SeedOrNone = Annotated[
+    int | None, typer.Option(callback=_seed, help="Decides every random draw.  [default: 0]")
+]
+CheckpointSeconds = Annotated[float, typer.Option(callback=_seconds, help="Time between checkpoints.")]
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where run folders are.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, data_commands, write_picture
+from tinlab.cli.common import AsJson, DataOption, Seed, data_commands, write_picture
 from tinlab.errors import TinlabError
 
 
@@ -37,7 +37,7 @@ def render(
     train_per_class: int = 500,
     val_per_class: int = 50,
     test_images: int = 200,
-    seed: int = 0,
+    seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
     """Draw a stand-in data set, in the official layout, for work without a network."""
@@ -67,7 +67,7 @@ def pack(
     image_size: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
     tune_fraction: Annotated[float, typer.Option(help="Share of each class held out as 'tune'.")] = 0.1,
     val_fraction: Annotated[float, typer.Option(help="Share taken for 'val' where there is none.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Decides which images are held out.")] = 0,
+    seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
     """Decode a data set once, into a checksummed pack."""
@@ -158,7 +158,7 @@ def show(
     split: str = "train",
     classes: Annotated[int, typer.Option(help="Rows.")] = 8,
     images: Annotated[int, typer.Option(help="Images a row.")] = 8,
-    seed: int = 0,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="PNG")] = Path("grid.png"),
     json: AsJson = False,
 ) -> None:

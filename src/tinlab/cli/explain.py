@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, Device, app, write_picture
+from tinlab.cli.common import AsJson, Device, Seed, app, write_picture
 from tinlab.errors import TinlabError
 
 METHODS_HELP = (
@@ -69,7 +69,7 @@ def explain(
     top: Annotated[
         int | None, typer.Option(min=1, help="For --errors and --label-errors: how many.  [default: 24]")
     ] = None,
-    seed: int = 0,
+    seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Default: explain.png, filters.png, errors.png, ...")
     ] = None,

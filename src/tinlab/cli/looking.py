@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, Device, app, write_picture
+from tinlab.cli.common import AsJson, DataOption, Device, Seed, app, write_picture
 from tinlab.errors import TinlabError
 
 
@@ -134,7 +134,7 @@ def augment(
         int | None,
         typer.Option(min=8, max=1024, help="Training size in pixels. Default: the stored one."),
     ] = None,
-    seed: int = 0,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="PNG")] = Path("augment.png"),
     json: AsJson = False,
 ) -> None:

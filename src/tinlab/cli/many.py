@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, Changes, DataOption, Device, app
+from tinlab.cli.common import AsJson, Changes, CheckpointSeconds, DataOption, Device, Seed, app
 from tinlab.errors import TinlabError
 
 
@@ -42,7 +42,7 @@ def study(
         bool, typer.Option("--add-results", help="Add a row for each run as it ends.")
     ] = False,
     device: Device = "auto",
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
+    checkpoint_seconds: CheckpointSeconds = 300,
     json: AsJson = False,
 ) -> None:
     """Train recipes times seeds, and compare them. Given again, it goes on where it was."""
@@ -133,7 +133,7 @@ def search(
     ] = None,
     set: Changes = None,
     trials: Annotated[int, typer.Option(min=1, help="How many in all, with those of before.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="The seed of every trial's training.")] = 0,
+    seed: Seed = 0,
     data: DataOption = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where searches are.")] = Path("searches"),
     name: Annotated[
@@ -149,7 +149,7 @@ def search(
         float | None, typer.Option(min=0, help="GPUs for a trial. Default: one, if there are.")
     ] = None,
     device: Device = "auto",
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
+    checkpoint_seconds: CheckpointSeconds = 300,
     json: AsJson = False,
 ) -> None:
     """Look for a recipe's best values by top-1 on tune. Given again, it goes on where it was."""

@@ -282,6 +282,7 @@ def runs(out: Out = RUNS, json: AsJson = False) -> None:
                 "recipe": run.recipe.name,
                 "seed": run.seed,
                 "finished": bool(result),
+                "split": result.get("split"),
                 "top1_percent": result.get("top1_percent"),
                 "epochs": result.get("epochs", last.get("epoch", 0)),
                 "train_minutes": round(result.get("train_seconds", last.get("train_seconds", 0)) / 60, 1),
@@ -295,18 +296,19 @@ def runs(out: Out = RUNS, json: AsJson = False) -> None:
         terminal.say(f"no runs in {out}; 'tinlab train RECIPE' makes one")
         return
     terminal.show_table(
-        (f"run in {out}", "val top-1", "epochs", "minutes", "started (UTC)"),
+        (f"run in {out}", "top-1", "of", "epochs", "minutes", "started (UTC)"),
         [
             (
                 Path(r["run"]).name,
                 f"{r['top1_percent']:.2f}%" if r["finished"] else "unfinished",
+                r["split"] or "",
                 f"{r['epochs']:.1f}",
                 f"{r['train_minutes']:.1f}",
                 r["started_at"][:16].replace("T", " "),
             )
             for r in rows
         ],
-        right=("val top-1", "epochs", "minutes"),
+        right=("top-1", "epochs", "minutes"),
     )
 
 

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import RUNS, AsJson, Changes, DataOption, Device, Out, app, results_commands
+from tinlab.cli.common import (
+    RUNS,
+    AsJson,
+    Changes,
+    CheckpointSeconds,
+    DataOption,
+    Device,
+    Out,
+    app,
+    results_commands,
+)
 from tinlab.errors import TinlabError
 
 AddResults = Annotated[
@@ -42,7 +52,7 @@ def reproduce(
     add_results: AddResults = False,
     file: ResultsFile = None,
     device: Device = "auto",
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
+    checkpoint_seconds: CheckpointSeconds = 300,
     json: AsJson = False,
 ) -> None:
     """Run a paper's experiments as it reports them. Given again, it goes on where it was."""
@@ -322,7 +332,7 @@ def transfer(
     add_results: AddResults = False,
     file: ResultsFile = None,
     device: Device = "auto",
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
+    checkpoint_seconds: CheckpointSeconds = 300,
     json: AsJson = False,
 ) -> None:
     """Train on half of the classes, and fine-tune on the others, against from scratch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +12,12 @@ from tinlab import terminal
 from tinlab.cli.common import (
     RUNS,
     AsJson,
+    CheckpointSeconds,
     DataOption,
     Device,
     Out,
+    Seed,
+    SeedOrNone,
     app,
     show_metrics,
     split_auto,
@@ -24,7 +28,7 @@ from tinlab.errors import TinlabError
 
 @app.command()
 def demo(
-    data: DataOption = None, out: Out = RUNS, seed: int = 0, device: Device = "auto", json: AsJson = False
+    data: DataOption = None, out: Out = RUNS, seed: Seed = 0, device: Device = "auto", json: AsJson = False
 ) -> None:
     """The main job, end to end, in about two minutes: data, pack, train, evaluate, report."""
     from tinlab.demo import demo as run_demo
@@ -46,7 +50,7 @@ def train(
         Path | None,
         typer.Option("--out", metavar="FOLDER", help="Where run folders are.  [default: runs]"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides every random draw.  [default: 0]")] = None,
+    seed: SeedOrNone = None,
     device: Device = "auto",
     set: Annotated[
         list[str] | None,
@@ -60,7 +64,7 @@ def train(
         bool, typer.Option("--scale-lr", help="With batch_size=auto: scale the rate with the batch.")
     ] = False,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run.")] = None,
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 300,
+    checkpoint_seconds: CheckpointSeconds = 300,
     stop_after: Annotated[
         float | None,
         typer.Option(metavar="MINUTES", help="Save and stop then, with exit code 75 if it is not finished."),
@@ -86,7 +90,7 @@ def train(
     if scale_lr and not fitting:
         raise TinlabError("--scale-lr goes with --set batch_size=auto; otherwise set optimizer.peak_lr")
 
-    if stop_after is not None and stop_after <= 0:
+    if stop_after is not None and not 0 < stop_after < math.inf:
         raise TinlabError(f"--stop-after is in minutes and above 0, not {stop_after:g}")
     stop_after_seconds = None if stop_after is None else 60 * stop_after
 

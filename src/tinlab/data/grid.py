@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 PAPER = (255, 255, 255)
 INK = (34, 38, 46)
 QUIET = (112, 118, 130)
-_MOST_PIXELS = 250_000_000
+MOST_PIXELS = 250_000_000
+"""Of a page."""
 _TALLEST = 1.5
 """A page of classes higher than this many times its width is folded into columns."""
 
@@ -187,7 +188,7 @@ class Page:
         if self.title:
             width = max(width, round(bold.getlength(self.title)))
         width, height = width + 2 * self.margin, self.top + height + self.margin
-        if width * height > _MOST_PIXELS:
+        if width * height > MOST_PIXELS:
             raise TinlabError(
                 f"the picture would be {width:,} x {height:,} pixels; show fewer images or enlarge them less"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from tinlab.data.pack import (
 )
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.errors import TinlabError
-from tinlab.files import flush_folder, refused, write_flushed, write_json
+from tinlab.files import flush_folder, is_file, refused, write_flushed, write_json
 
 HALVES = ("A", "B")
 
@@ -65,6 +66,8 @@ def subset_pack(pack: Pack, classes: Sequence[str], out: str | Path) -> Pack:
             folder.rename(out)
         flush_folder(out.parent)
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and is_file(out / "pack.json"):
+            return _existing(out, pack, chosen)  # another process was quicker
         said = refused(error, out) or f"{out} cannot be written ({error.strerror}); name another place"
         raise TinlabError(said) from error
     return Pack.open(out)

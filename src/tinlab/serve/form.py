@@ -69,6 +69,8 @@ async def read_form(request: Request, held: Held, *, max_files: int | None = Non
             raise _closing(
                 408, f"The request did not arrive within {limits.timeout_seconds:g} seconds."
             ) from None
+        except UnicodeError as error:
+            raise _closing(400, "The form cannot be read: text in it is not in its charset.") from error
         except MultiPartException as error:
             if "Too many files" in error.message:
                 raise _closing(413, f"At most {files} image{'s' * (files > 1)} a request.") from error

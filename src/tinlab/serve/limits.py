@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 
 from tinlab.errors import TinlabError
 
+MOST_PIXELS = 1024**3 // 12
+"""`PIL.Image.MAX_IMAGE_PIXELS`, above which Pillow takes an image for a decompression bomb."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -17,7 +20,7 @@ class Limits:
     max_held_bytes: int = 256 << 20
     """Bytes of the bodies of all requests together; beyond it the server is busy."""
     max_pixels: int = 25_000_000
-    """Pixels of one image, by its header."""
+    """Pixels of one image, by its header: at most MOST_PIXELS."""
     max_request_pixels: int = 200_000_000
     """Pixels of all images of one request together, by their headers: a bomb has few bytes."""
     max_files: int = 64
@@ -41,3 +44,5 @@ class Limits:
             lowest = {"max_wait_ms": 0.0, "grace_seconds": 0.0, "timeout_seconds": 0.001}.get(field.name, 1)
             if not math.isfinite(value) or value < lowest:
                 raise TinlabError(f"{field.name} is {value}; give at least {lowest}")
+        if self.max_pixels > MOST_PIXELS:
+            raise TinlabError(f"max_pixels is {self.max_pixels}; Pillow decodes at most {MOST_PIXELS:,}")

@@ -24,6 +24,8 @@ MARKER = "shapes.json"
 VERSION = 1
 """Changes whenever the same seed would give other pixels."""
 
+MOST_IMAGES = 10_000_000
+
 _BATCH = 64
 
 
@@ -57,6 +59,9 @@ def render(
         raise TinlabError(f"test_images is {test_images}; give 0 or more")
     if not 0 <= seed < 2**63:
         raise TinlabError(f"seed is {seed}; give a whole number from 0 to 2**63 - 1")
+    images = classes * (train_per_class + val_per_class) + test_images
+    if images > MOST_IMAGES:
+        raise TinlabError(f"these are {images:,} images, and at most {MOST_IMAGES:,} are drawn; give less")
     if workers is not None and workers < 1:
         raise TinlabError(f"workers is {workers}; give 1 or more, or leave it out")
     try:
