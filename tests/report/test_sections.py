@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -61,7 +62,34 @@ def test_charts_of_several_runs_end_at_their_own_times(tmp_path: Path) -> None:
         assert [series["x"][-1] for series in data["series"]] == pytest.approx(ends)
         assert data["values"] == [0.0, pytest.approx(max(ends), abs=0.1)]
         assert [key.name for key in accuracy.keys] == ["A short", "B long"]
-        assert [key.style for key in accuracy.keys] == ["several c0", "several c1"]
+        assert [key.style for key in accuracy.keys] == ["several c0 d0", "several c1 d1"]
+
+
+def test_no_two_of_many_curves_look_alike_nor_neighbours_without_their_colours(tmp_path: Path) -> None:
+    record = read_run(made_run(tmp_path / "one", epochs=2))
+    chart = charts_together([(str(n), record) for n in range(32)], minutes=False)[0]
+    styles = [key.style for key in chart.keys]
+    assert len(set(styles)) == 32
+    assert all(a.split()[2] != b.split()[2] for a, b in itertools.pairwise(styles[:8]))
+
+
+def test_training_accuracy_is_weighed_by_its_steps_and_augmented_where_it_was(run: Path) -> None:
+    lines = [
+        {"kind": "train", "step": 90, "epoch": 0.9, "top1_percent": 50.0, "loss": 1.0},
+        {"kind": "train", "step": 100, "epoch": 1.0, "top1_percent": 100.0, "loss": 1.0},
+        {"kind": "eval", "split": "val", "step": 100, "epoch": 1.0, "top1_percent": 40.0, "loss": 1.0},
+    ]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    recipe = json.loads((run / "recipe.json").read_text())
+    for changes, told in (
+        ({"augment": [], "stages": []}, "as it saw them, and after"),
+        ({"augment": [{"kind": "flip"}], "stages": []}, "as it saw them (augmented), and after"),
+        ({"augment": [], "stages": [{"name": "a", "changes": {"augment": "sun_light"}}]}, "(augmented)"),
+    ):
+        (run / "recipe.json").write_text(json.dumps({**recipe, **changes}))
+        said = wording.gap_sentence(read_run(run))
+        assert "had 55.0% of the training images" in said
+        assert told in said
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-DRAWS = 2000
+DRAWS = 10_000
 CONFIDENCE_PERCENT = 95
 _COUNTS_AT_ONCE = 2_000_000
 """Resampled places held at once: 16 MB."""

@@ -121,7 +121,9 @@ def gain(one: Found, other: Found) -> Gain:
         return Gain(found.mean, found.low, found.high, "seeds")
     mean = one.mean() - other.mean()
     reach = sum(_half_width(side) ** 2 for side in (one, other)) ** 0.5
-    return Gain(mean, mean - reach, mean + reach, "images")
+    # To two digits, as the bounds are that it is made of; and no -0.00.
+    low, high = (round(end, 2) + 0.0 for end in (mean - reach, mean + reach))
+    return Gain(mean, low, high, "images")
 
 
 def _half_width(found: Found) -> float:

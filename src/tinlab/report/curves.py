@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from tinlab.report.figures import Band, Series, line_chart, thinned
 from tinlab.report.record import Point, RunRecord, number
 
-COLOURS = 8
-"""Curves that the style has colours for; more begin again."""
+COLOURS, DASHES = 8, 4
+"""Colours and ways to dash a line that the style has, so that curves differ without colours too."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def run_charts(record: RunRecord) -> list[Chart]:
 
 
 def charts_together(records: Sequence[tuple[str, RunRecord]], *, minutes: bool) -> list[Chart]:
-    """Accuracy and loss of several (name, run) over epochs, or over `minutes` of training: a colour a run,
-    its held-out curve bold, its training curve faint."""
+    """Accuracy and loss of several (name, run) over epochs, or over `minutes` of training: a colour and a
+    way to dash a run, its held-out curve bold, its training curve faint."""
     curves = []
     for place, (name, record) in enumerate(records):
-        colour = f"several c{place % COLOURS}"
+        colour = f"several c{place % COLOURS} d{(place + place // COLOURS) % DASHES}"
         split = "val" if any(point.split == "val" for point in record.held_out) else None
         held = tuple(point for point in record.held_out if split is None or point.split == split)
         if held:

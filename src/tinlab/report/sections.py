@@ -23,7 +23,7 @@ from tinlab.report.examples import Examples, matching_split
 from tinlab.report.figures import reliability_chart, sorted_bars
 from tinlab.report.knobs import knob_groups, provenance_counts, shown, with_own_values
 from tinlab.report.record import RunRecord, number
-from tinlab.runs import open_run, pack_of
+from tinlab.runs import open_run, pack_of, seen_in_training
 
 ENDS_SHOWN = 5
 """How many of the best and of the worst classes are shown with images."""
@@ -121,6 +121,7 @@ def sections(source: Source, *, explain: bool = True) -> dict[str, Any]:
         "points": record.held_out,
         "sizes": wording.sizes_sentence(record),
         "gap": wording.gap_sentence(record),
+        "augments": wording.augments(record),
         "comparison": _against_paper(record, metrics),
         "paper_lead": wording.paper_sentence(record, metrics) if paper.get("reported") else "",
         "groups": knob_groups(with_own_values(recipe)),
@@ -158,7 +159,7 @@ def _measured(source: Source) -> dict[str, Any]:
     doubted = {card.index for card in suspects}
     errors = examples.errors()
     above = {example.index for example in errors} & doubted
-    seen = predictions.split in str(_dict(record.recipe.get("data")).get("train_split", "train")).split("+")
+    seen = _seen(record, predictions.split)
     robustness = evaluation.robustness if evaluation else None
     return {
         "accuracy": [("as it is", plain), *((VIEW_WORDS.get(n, n), of) for n, of in augmented.items())],
@@ -329,6 +330,14 @@ def _measure(name: str) -> str:
     words = name.replace("top1", "top-1").replace("top5", "top-5").split("_")
     unit = " (%)" if words[-1] == "percent" else ""
     return " ".join(words[:-1] if unit else words) + unit
+
+
+def _seen(record: RunRecord, split: str) -> bool:
+    """Whether the network was trained on images of `split`, here or where its weights are from."""
+    try:
+        return seen_in_training(open_run(record.path), split)
+    except TinlabError:  # a run whose other files are gone
+        return split in str(_dict(record.recipe.get("data")).get("train_split", "train")).split("+")
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -86,22 +86,40 @@ def reported_percent(record: RunRecord, split: str) -> float | None:
     return number(_at(record.recipe, "paper", "reported", f"{split}_top1_percent"))
 
 
+def augments(record: RunRecord) -> bool:
+    """Whether the recipe, or a stage of it, changes the images that it trains on."""
+    stages = record.recipe.get("stages")
+    changes = [_at(stage, "changes") for stage in stages] if isinstance(stages, list) else []
+    return any(
+        bool(value)
+        for fields in (record.recipe, *changes)
+        if isinstance(fields, dict)
+        for path, value in fields.items()
+        if path.split(".")[0] in ("augment", "hard_classes")
+    )
+
+
 def gap_sentence(record: RunRecord) -> str:
     """How far training accuracy runs ahead of held-out accuracy, and whether held-out loss has turned."""
     last = _last_measured(record)
     if last is None or last.top1_percent is None:
         return "Nothing was measured on held-out images, so overfitting cannot be judged."
-    epoch = [point.top1_percent for point in record.train if last.epoch - 1 < point.epoch <= last.epoch]
-    seen = [value for value in epoch if value is not None]
+    steps = [0, *(point.step for point in record.train)]
+    seen = [  # (accuracy, steps that it is the mean of)
+        (point.top1_percent, max(1, point.step - before))
+        for point, before in zip(record.train, steps, strict=False)
+        if last.epoch - 1 < point.epoch <= last.epoch and point.top1_percent is not None
+    ]
     words = split_words(last.split)
     if not seen:
         return f"At epoch {decimal(last.epoch)} it has {last.top1_percent:.1f}% of the {words} right."
-    train = sum(seen) / len(seen)
+    train = sum(value * count for value, count in seen) / sum(count for _, count in seen)
     gap = train - last.top1_percent
     side = "ahead of" if gap >= 0 else "behind"
+    saw = "saw them (augmented)" if augments(record) else "saw them"
     text = (
         f"In the epoch up to {decimal(last.epoch)} the network had {train:.1f}% of the training images "
-        f"right, as it saw them (augmented), and after it {last.top1_percent:.1f}% of the {words}: "
+        f"right, as it {saw}, and after it {last.top1_percent:.1f}% of the {words}: "
         f"training runs {abs(gap):.1f} points {side} held-out accuracy."
     )
     measured = [p for p in record.held_out if p.split == last.split and math.isfinite(p.loss)]
@@ -331,6 +349,8 @@ def comparison_verdict(found: Comparison) -> tuple[str, str]:
         return figure, (
             f"{of}: {lead:.2f} points ({ends[0]:.2f} to {ends[1]:.2f}) above {other.letter}, {other.recipe}."
         )
+    if lead == 0:
+        return figure, f"{of}, and as many with {other.letter}, {other.recipe}."
     return figure, (
         f"{of}; its lead of {lead:.2f} points over {other.letter}, {other.recipe}, may be the choice of "
         f"images ({ends[0]:+.2f} to {ends[1]:+.2f})."
