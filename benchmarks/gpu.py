@@ -57,6 +57,8 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--weights", action="store_true")
     args = parser.parse_args()
+    if args.lanes < 1:
+        parser.error("--lanes are 1 or more")
     check_modules()
     from tinlab.compute import resolve_device
     from tinlab.data.pack import Pack

@@ -29,10 +29,13 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 site=${TINLAB_SITE:-${TMPDIR:-/tmp}/tinlab-site}
 export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}"
+if [ -d "$site" ]; then # of an earlier call
+    export PYTHONPATH="$PYTHONPATH:$site"
+fi
 if ! "$python" -c 'import pydantic, simplejpeg' 2>/dev/null && compgen -G "$root/.whl/*.whl" >/dev/null; then
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \
         --disable-pip-version-check --target "$site" "$root"/.whl/*.whl
-    export PYTHONPATH="$PYTHONPATH:$site"
+    export PYTHONPATH="$root/src:$site${PYTHONPATH:+:$PYTHONPATH}"
     echo "wheels: $site" >&2
 fi
 exec "$python" "$root/benchmarks/gpu.py" "$@"

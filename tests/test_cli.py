@@ -302,6 +302,14 @@ def test_what_others_name_like_torchruns_variables_is_told(name, shapes_pack, tm
         assert f"${name} is 'first'" in done.stderr
 
 
+def test_what_would_start_again_cannot_be_told_to_stop(shapes_pack, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    done = tinlab("train", "demo", "--data", shapes_pack.path, "--stop-after", "1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "torchrun --max-restarts starts them again" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_runs_are_listed_with_the_split_that_they_were_measured_on(run, tmp_path):
     shutil.copytree(run, tmp_path / "runs" / "a")
     result = tmp_path / "runs" / "a" / "result.json"

@@ -169,6 +169,7 @@ class Driver:
             say(f"{self._clock()} {start.job.id}{part}; {left / 60:.1f} minutes are left")
             if start.fraction != 1:
                 self.state.note(start.job, fraction=start.fraction)
+                self._save()  # its checkpoints are of this length alone
             if start.job.command is not None:
                 self.programs.append(Program(start.job, self.state, self.args, self.events))
             else:

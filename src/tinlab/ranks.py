@@ -221,6 +221,11 @@ def restarted() -> bool:
     return _given("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
+def restarts() -> int:
+    """How often torchrun starts the ranks again that it has lost; 0 for a process that was started alone."""
+    return _given("TORCHELASTIC_MAX_RESTARTS", 0)
+
+
 def launch() -> str | None:
     """A name for the torchrun that this process is a child of, which no other one has; None without one.
 

@@ -190,6 +190,7 @@ def test_weights_are_cut_into_pieces_that_join_again(tiny_recipe, shapes_pack, t
         (["PACK", "OUT", "--jobs", "nonsense"], "no job is called nonsense"),
         (["/nowhere", "OUT"], "/nowhere"),
         (["PACK", "OUT", "--device", "cuda:77"], "cuda:77"),
+        (["PACK", "OUT", "--lanes", "0"], "2"),
     ],
 )
 def test_bad_input_is_one_sentence(words, said, shapes_pack, tmp_path, monkeypatch):

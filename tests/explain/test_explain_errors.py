@@ -170,7 +170,7 @@ def test_a_sheet_of_label_errors_marks_what_the_audit_found(run, shapes_pack):
         near_bar=None,
     )
     picture, listed = label_errors_sheet(run.path, audit=audit, most=4)
-    assert len(listed) == len(suspects)
+    assert len(listed) == min(4, len(suspects))
     assert listed[0]["index"] == row
     assert listed[0]["conflicts"][0].startswith("train 7 is the same image")
     assert not any(entry["conflicts"] for entry in listed[1:])

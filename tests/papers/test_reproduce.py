@@ -143,6 +143,13 @@ def test_a_budget_makes_another_run(how):
     assert json.loads((run / "result.json").read_text())["steps"] == 6
 
 
+def test_a_budget_is_a_share_of_the_length_that_was_set(how):
+    changes = (*SMALL[:1], "schedule.steps=50")
+    made = How(how.settings, how.out, fraction=0.1, changes=changes).recipe(recipes.find("ma_overfit"))
+    assert made.schedule.steps == 5
+    assert recipes.budget_of(made) == "5 of 50 steps"
+
+
 def test_a_command_looks_at_the_run_of_its_row(how, monkeypatch):
     drawn = Row("drawn", "x", command="tinlab explain {ma_overfit} --errors --out {out}/e.png --json")
     with pytest.raises(TinlabError, match="tinlab reproduce ma_overfit"):

@@ -20,6 +20,12 @@ def test_ranges_and_choices():
     assert not Range(1, 2.5).whole
 
 
+def test_a_range_of_fractions_is_none_of_whole_numbers(tiny_recipe):
+    check_space(parse_space(["schedule.steps=5:10", "optimizer.peak_lr=1:2.0"]), tiny_recipe)
+    with pytest.raises(TinlabError, match=r"schedule\.steps: input should be a valid integer"):
+        check_space(parse_space(["schedule.steps=5.0:10.0"]), tiny_recipe)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

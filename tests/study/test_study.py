@@ -16,6 +16,7 @@ from command_line import fails
 
 from tinlab import cli, results, runs
 from tinlab.drawing import INK
+from tinlab.errors import TinlabError
 from tinlab.files import write_json
 from tinlab.recipe import changed
 from tinlab.report.page import write_report
@@ -75,7 +76,19 @@ def test_the_same_again_runs_nothing(done, settings):
     told = []
     again = run_study(done.study, done.folder, settings, say=told.append)
     assert again.rows == done.rows
-    assert told == ["6 of 6 runs are there already"]
+    assert told == [
+        "4 of 6 runs are there already",
+        "2 of 6 have failed before and are left so; --retry tries them again",
+    ]
+
+
+def test_another_studys_folder_is_left_alone(done, settings):
+    before = (done.folder / "study.json").read_text()
+    new = tuple(one.model_copy(update={"name": f"new-{one.name}"}) for one in done.study.recipes)
+    other = done.study.model_copy(update={"recipes": new})
+    with pytest.raises(TinlabError, match=r"holds another study, of rate-0\.05; give this one another --name"):
+        run_study(other, done.folder, settings)
+    assert (done.folder / "study.json").read_text() == before
 
 
 def test_the_table_holds_means_spreads_and_paired_differences(done):

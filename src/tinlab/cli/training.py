@@ -92,6 +92,10 @@ def train(
 
     if stop_after is not None and not 0 < stop_after < math.inf:
         raise TinlabError(f"--stop-after is in minutes and above 0, not {stop_after:g}")
+    if stop_after is not None and ranks.restarts():
+        raise TinlabError(
+            "--stop-after ends the ranks, and torchrun --max-restarts starts them again: give one of the two"
+        )
     stop_after_seconds = None if stop_after is None else 60 * stop_after
 
     def started(run: Any) -> None:

@@ -193,7 +193,8 @@ def label_errors_sheet(
     audit: Audit | None = None,
     device: str = "auto",
 ) -> tuple[Picture, list[dict[str, Any]]]:
-    """A sheet with the likely label errors of a split, by the run's predictions, and the same as JSON values.
+    """A sheet with the `most` likely label errors of a split, by the run's predictions, and the same as JSON
+    values.
 
     With `audit`, the pack's, images that it found elsewhere with another label are marked. Raises TinlabError
     where the run cannot be measured on the split.
@@ -246,7 +247,8 @@ def label_errors_sheet(
         f"{len(captions)} images of {split} whose labels {label} finds suspect, each with its label and the "
         "class that it is taken for."
     )
-    return Picture(sheet(f"Likely label errors in {split}, found by {label}", [part]), alt), listed
+    picture = Picture(sheet(f"Likely label errors in {split}, found by {label}", [part]), alt)
+    return picture, listed[:most]
 
 
 def _predicted(

@@ -15,7 +15,7 @@ from tinlab import recipes
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
 from tinlab.papers.measures import values_of
-from tinlab.papers.registry import Row, row, with_budget
+from tinlab.papers.registry import Row, row
 from tinlab.recipe import Recipe
 from tinlab.recipes import shortened
 from tinlab.runs import Run
@@ -47,7 +47,7 @@ class How:
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """What is trained in the place of `recipe`. Raises TinlabError for a change that cannot be."""
-        return recipes.with_changes(shortened(recipe, self.fraction), self.changes)[0]
+        return shortened(recipes.with_changes(recipe, self.changes)[0], self.fraction)
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,8 @@ def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: Watcher | Non
 
 def _studied(row_: Row, how: How, say: Say, finished: Finished) -> Reproduced:
     assert row_.study is not None
-    study = with_budget(STUDIES[row_.study](), how.fraction)
-    bases = tuple(
-        recipes.with_changes(recipes.find(one) if isinstance(one, str) else one, how.changes)[0]
-        for one in study.recipes
-    )
+    study = STUDIES[row_.study]()
+    bases = tuple(how.recipe(recipes.find(one) if isinstance(one, str) else one) for one in study.recipes)
     name = study.name if how.fraction == 1 else f"{study.name}-budget-{how.fraction:g}"
     changed = study.model_copy(
         update={

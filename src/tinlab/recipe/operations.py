@@ -86,7 +86,8 @@ class Flip(Change):
 
 
 class RandomResizedCrop(Change):
-    """Cut a box of random area and aspect and resize it to the training size (Szegedy et al. 2015)."""
+    """Cut a box of random area and aspect and resize it to the training size (Szegedy et al. 2015). A side
+    that would be longer than the image's is cut to that, so that boxes of nearly all of it are rarer."""
 
     kind: Literal["random_resized_crop"] = "random_resized_crop"
     area: FractionRange = (0.6, 1.0)

@@ -15,7 +15,7 @@ from tinlab.recipe import Recipe
 from tinlab.study.attempt import Row, Settings, read_row
 from tinlab.study.cluster import run_on_cluster
 from tinlab.study.local import run_locally
-from tinlab.study.plan import Study, Trial, resolved, trials, whole
+from tinlab.study.plan import Study, Trial, read_study, resolved, trials, whole
 from tinlab.training.signals import StopRequest
 
 Say = Callable[[str], None]
@@ -66,13 +66,16 @@ def run_study(
     with runs.locked(folder):
         for place in (folder, folder / "trials"):
             remove_leftovers(place)
+        _check_same(folder / "study.json", {trial.recipe.name for trial in everything})
         rows = [read_row(folder, trial, settings.pack_digest) for trial in everything]
         write_json(folder / "study.json", study.model_dump(mode="json"))
         due = [trial for trial, row in zip(everything, rows, strict=True) if _due(row, retry)]
         todo = [trial for trial in due if not needless(trial)]
         done = len(everything) - len(todo)
-        if there := len(everything) - len(due):
+        if there := sum(row.status == "finished" for row in rows):
             say(f"{there} of {len(everything)} runs are there already")
+        if left := len(everything) - len(due) - there:
+            say(f"{left} of {len(everything)} have failed before and are left so; --retry tries them again")
         for row in rows:
             if row.status == "finished":
                 finished(row)
@@ -93,6 +96,18 @@ def run_study(
                 raise StudyStopped(stop.signal_number, f"{done} of {len(everything)} runs are done")
         rows = [read_row(folder, trial, settings.pack_digest) for trial in everything]
     return Done(folder, study, tuple(rows))
+
+
+def _check_same(file: Path, names: set[str]) -> None:
+    """Raise TinlabError where `file` holds a study that has no recipe of those `names`."""
+    try:
+        before = {trial.recipe.name for trial in trials(read_study(file))}
+    except TinlabError:  # none there, or a damaged one, which is written anew
+        return
+    if before.isdisjoint(names):
+        raise TinlabError(
+            f"{file.parent} holds another study, of {min(before)}; give this one another --name"
+        )
 
 
 def outcome(row: Row) -> str:

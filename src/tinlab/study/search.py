@@ -147,6 +147,9 @@ class _Worker:
                 now = time.monotonic()
                 if now - looked_at > 1:
                     looked_at = now
+                    # First of all: a worker that stood still is no reason to take its own trials for dead.
+                    for job in self._running.values():
+                        self._beat(job)
                     with _quiet():
                         self._optuna.storages.fail_stale_trials(self._study)
                     trials = self._study.get_trials(deepcopy=False)
@@ -198,12 +201,15 @@ class _Worker:
         )
         self._running[slot] = _Job(trial, origin, attempt)
 
+    def _beat(self, job: _Job) -> None:
+        """Let other workers know that `job` is looked after."""
+        if time.monotonic() - job.heard_at > HEARTBEAT_SECONDS / 2:
+            job.heard_at = time.monotonic()
+            self._study._storage.record_heartbeat(job.trial._trial_id)  # type: ignore[attr-defined]
+
     def _look_at(self, job: _Job) -> bool:
         """Tell Optuna how `job` stands; whether it is over."""
         try:
-            if time.monotonic() - job.heard_at > HEARTBEAT_SECONDS / 2:
-                job.heard_at = time.monotonic()
-                self._study._storage.record_heartbeat(job.trial._trial_id)  # type: ignore[attr-defined]
             row = job.attempt.poll()
             if self._report(job) and row is None and job.trial.should_prune():
                 job.pruned = True

@@ -30,8 +30,9 @@ class Range:
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """Values to check a recipe with."""
-        return (json.dumps(self.low), json.dumps(self.high))
+        """Values to check a recipe with: the ends, and one between that is not whole where some are not."""
+        between = () if self.whole else (json.dumps(self.low + (self.high - self.low) / 3.000001),)
+        return (json.dumps(self.low), json.dumps(self.high), *between)
 
 
 @dataclass(frozen=True)

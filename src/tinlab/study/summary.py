@@ -95,7 +95,8 @@ def _values(rows: Sequence[Row]) -> dict[int, float]:
 def interval_note(lines: Sequence[Line], seeds: int) -> str:
     """What the differences and their intervals are, in one sentence."""
     if len(lines) < 2:
-        return f"mean ± standard deviation over {seeds} seed{'s' if seeds > 1 else ''}"
+        seeds = len(lines[0].values) if lines else seeds
+        return f"mean ± standard deviation over {seeds} seed{'s' if seeds != 1 else ''}"
     over = {line.difference.over for line in lines if line.difference}
     notes = ["mean ± standard deviation over seeds"]
     if "seeds" in over:

@@ -271,9 +271,14 @@ class _Job:
             momentum = schedule.momentum(recipe.schedule, knobs.momentum, step, span.steps)
             schedule.set_rates(setup.updater, self.rate, momentum)
             torch.manual_seed(seed_for_step(seed, state.step))
-            if self.ranks.rank > 0 and self.device.type == "cuda":
-                # Blocks are dropped by the host's generator, alike on all ranks; dropout differs.
-                torch.cuda.manual_seed(seed_for_step(seed, state.step) + self.ranks.rank)
+            if self.ranks.rank > 0:
+                # Blocks are dropped by the host's generator, alike on all ranks; dropout differs, but where
+                # blocks are dropped on CPUs, which have one generator for both.
+                own = seed_for_step(seed, state.step) + self.ranks.rank
+                if self.device.type == "cuda":
+                    torch.cuda.manual_seed(own)
+                elif not setup.depth.drops:
+                    torch.manual_seed(own)
             self.meter.add(*take_step(setup, step, size))
             state.step += 1
             setup.updated(step + 1)
