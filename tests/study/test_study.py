@@ -86,7 +86,7 @@ def test_another_studys_folder_is_left_alone(done, settings):
     before = (done.folder / "study.json").read_text()
     new = tuple(one.model_copy(update={"name": f"new-{one.name}"}) for one in done.study.recipes)
     other = done.study.model_copy(update={"recipes": new})
-    with pytest.raises(TinlabError, match=r"holds another study, of rate-0\.05; give this one another --name"):
+    with pytest.raises(TinlabError, match=r"holds another study, of rate-0\.05; give this"):
         run_study(other, done.folder, settings)
     assert (done.folder / "study.json").read_text() == before
 
