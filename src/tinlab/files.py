@@ -15,9 +15,9 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,8 +53,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, path.name)
-        temporary, lock = _temporary_file(path)
+        # The name comes first: a signal may come before a call that makes the file returns.
+        temporary = unused_name(path, ".partial")
+        lock = None
         try:
+            lock = _made_file(temporary)
             write(temporary)
             flush(temporary)
             temporary.chmod(0o666 & ~current_umask())
@@ -116,14 +119,20 @@ def remove_if_dead(path: Path) -> None:
             os.close(lock)
 
 
-def _temporary_file(path: Path) -> tuple[Path, int | None]:
-    """A new file beside `path`, and the handle whose lock says that it is in use."""
+def unused_name(path: Path, suffix: str) -> Path:
+    """A hidden name beside `path` that nothing has."""
+    while os.path.lexists(found := path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")):
+        pass
+    return found
+
+
+def _made_file(path: Path) -> int | None:
+    """Make the new file `path`, and return the handle whose lock says that it is in use."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        os.close(handle)
-        lock = hold(Path(name))
-        if os.path.lexists(name):  # else another process found it in the instant before the lock
-            return Path(name), lock
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        lock = hold(path)
+        if os.path.lexists(path):  # else another process found it in the instant before the lock
+            return lock
         let_go(lock)
 
 

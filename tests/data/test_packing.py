@@ -363,7 +363,9 @@ def test_an_unwritable_place(tmp_path: Path, archive: Path, monkeypatch: pytest.
     def denied(*_: object, **__: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkdtemp", denied)  # root may write anywhere, so rights alone prove nothing
+    monkeypatch.setattr(
+        "pathlib.Path.mkdir", denied
+    )  # root may write anywhere, so rights alone prove nothing
     assert "Permission denied" in refused(archive, tmp_path / "out")
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinlab.files import current_umask, hold, let_go, remove_if_dead
+from tinlab.files import current_umask, hold, let_go, remove_if_dead, unused_name
 
 SUFFIX = ".partial"
 
@@ -23,17 +22,24 @@ def scratch_folder(place: Path) -> Iterator[Path]:
 
     Raises OSError where it cannot be made.
     """
-    while True:
-        folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=SUFFIX))
-        lock = hold(folder)
-        if folder.exists():  # else another process found it in the instant before the lock, and removed it
-            break
-        let_go(lock)
+    folder = unused_name(place, SUFFIX)
+    lock = None
     try:
+        lock = _made_folder(folder)
         folder.chmod(0o777 & ~current_umask())
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        let_go(lock)
+
+
+def _made_folder(path: Path) -> int | None:
+    """Make the new folder `path`, and return the handle whose lock says that it is in use."""
+    while True:
+        path.mkdir(0o700)
+        lock = hold(path)
+        if path.exists():  # else another process found it in the instant before the lock, and removed it
+            return lock
         let_go(lock)
 
 
