@@ -57,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary = unused_name(path, ".partial")
         lock = None
         try:
-            lock = _made_file(temporary)
+            lock = made_and_held(temporary, lambda path: path.touch(0o600, exist_ok=False))
             write(temporary)
             flush(temporary)
             temporary.chmod(0o666 & ~current_umask())
@@ -126,12 +126,12 @@ def unused_name(path: Path, suffix: str) -> Path:
     return found
 
 
-def _made_file(path: Path) -> int | None:
-    """Make the new file `path`, and return the handle whose lock says that it is in use."""
+def made_and_held(path: Path, make: Callable[[Path], None]) -> int | None:
+    """Call `make`, which makes the file or folder `path`, and `hold` it."""
     while True:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        make(path)
         lock = hold(path)
-        if os.path.lexists(path):  # else another process found it in the instant before the lock
+        if os.path.lexists(path):  # else another process removed it in the instant before the lock
             return lock
         let_go(lock)
 

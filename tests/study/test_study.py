@@ -99,7 +99,7 @@ def test_the_table_holds_means_spreads_and_paired_differences(done):
     assert one.difference is None
     assert (failing.failed, failing.spread, shown_mean(failing)) == (2, None, "–")
     assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d%", shown_mean(one))
-    assert "paired t test over seeds" in interval_note([one, other, failing], 2)
+    assert "paired t test over seeds" in interval_note([one, other, failing])
 
 
 def test_one_seed_is_compared_image_by_image(done):
@@ -113,7 +113,7 @@ def test_one_seed_is_compared_image_by_image(done):
     assert (found.over, found.n) == ("images", 40)
     assert found.mean == pytest.approx(lines[1].spread.mean - lines[0].spread.mean)
     assert found.low <= found.mean <= found.high
-    assert "says nothing about other seeds" in interval_note(lines, 1)
+    assert "says nothing about other seeds" in interval_note(lines)
     assert shown_difference(lines[1]).startswith(f"{found.mean:+.2f} (")
 
 

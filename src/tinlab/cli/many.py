@@ -113,7 +113,7 @@ def study(
             ],
             right=("seeds", "val top-1", "difference", "minutes", "failed"),
         )
-        terminal.show(summary.interval_note(lines, len(done.study.seeds)))
+        terminal.show(summary.interval_note(lines))
         if add_results:
             terminal.show(f"{results_file()}: {added} rows added")
         terminal.show(f"chart: {done.folder / 'chart.png'}")

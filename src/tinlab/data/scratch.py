@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinlab.files import current_umask, hold, let_go, remove_if_dead, unused_name
+from tinlab.files import current_umask, let_go, made_and_held, remove_if_dead, unused_name
 
 SUFFIX = ".partial"
 
@@ -25,21 +25,11 @@ def scratch_folder(place: Path) -> Iterator[Path]:
     folder = unused_name(place, SUFFIX)
     lock = None
     try:
-        lock = _made_folder(folder)
+        lock = made_and_held(folder, lambda path: path.mkdir(0o700))
         folder.chmod(0o777 & ~current_umask())
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        let_go(lock)
-
-
-def _made_folder(path: Path) -> int | None:
-    """Make the new folder `path`, and return the handle whose lock says that it is in use."""
-    while True:
-        path.mkdir(0o700)
-        lock = hold(path)
-        if path.exists():  # else another process found it in the instant before the lock, and removed it
-            return lock
         let_go(lock)
 
 

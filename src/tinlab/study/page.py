@@ -45,7 +45,7 @@ def part(done: Done, lines: Sequence[Line], chart: str) -> StudyPart:
         verdict=verdict(lines),
         seeds=done.study.seeds,
         lines=[(line, shown_mean(line), shown_difference(line)) for line in lines],
-        note=interval_note(lines, len(done.study.seeds)),
+        note=interval_note(lines),
         fields=differing_fields(done),
         rows=[(row, outcome(row)) for row in done.rows],
         chart=themed(chart),

@@ -92,10 +92,10 @@ def _values(rows: Sequence[Row]) -> dict[int, float]:
     return {row.seed: row.top1_percent for row in rows if row.top1_percent is not None}
 
 
-def interval_note(lines: Sequence[Line], seeds: int) -> str:
+def interval_note(lines: Sequence[Line]) -> str:
     """What the differences and their intervals are, in one sentence."""
     if len(lines) < 2:
-        seeds = len(lines[0].values) if lines else seeds
+        seeds = sum(len(line.values) for line in lines)
         return f"mean ± standard deviation over {seeds} seed{'s' if seeds != 1 else ''}"
     over = {line.difference.over for line in lines if line.difference}
     notes = ["mean ± standard deviation over seeds"]
