@@ -313,7 +313,7 @@ def try_study(place: Path, out: Path) -> None:
         shown_mean(line), shown_difference(line)
     for row in done.rows:
         outcome(row)
-    verdict(lines), interval_note(lines, len(done.study.seeds)), differing_fields(done)
+    verdict(lines), interval_note(lines), differing_fields(done)
 
 
 def make_answers(rng: random.Random) -> Files:
