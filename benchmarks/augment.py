@@ -53,9 +53,7 @@ def main() -> None:
         forms = measuring.forms_of(args.data, folder)
         own = [HERE / "augment.py", "--policy", args.policy, "--device", args.device, "--steps", args.steps]
         own += ["--pack", forms.pack, "--images", forms.train, "--child"]
-        found = measuring.in_turn(
-            {child: lambda c=child: measuring.child(*own, c) for child in CHILDREN}, args.rounds
-        )
+        found = measuring.in_turn(CHILDREN, lambda child: measuring.child(*own, child), args.rounds)
     speeds: dict[str, list[float]] = {
         name: [one[name] for one in rounds] for rounds in found.values() for name in rounds[0]
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import measuring
 
@@ -24,6 +25,9 @@ CASES = (
 """A network, or the recipe that it is of; the batch size; the images' side in pixels."""
 
 
+KINDS = ("torch", "tinlab")
+
+
 def main() -> None:
     parser = measuring.options(__doc__, rounds=5)
     parser.add_argument("--steps", type=measuring.at_least(1), default=6)
@@ -34,14 +38,14 @@ def main() -> None:
     tune_process()
     rows = []
     for name, batch, side in CASES:
-        found = measuring.in_turn(ways(name, batch, side, args.steps), args.rounds)
+        found = measuring.in_turn(KINDS, steps_of(name, batch, side, args.steps), args.rounds)
         what = f"step of {name}, {side} pixels: convolutions"
         rows.append(measuring.compare(what, found["tinlab"], found["torch"], "images/s", "torch's"))
     measuring.report(rows, f"{args.steps} steps a round", as_json=args.json)
 
 
-def ways(name: str, batch: int, side: int, steps: int) -> dict[str, Callable[[], float]]:
-    """The images/s of some steps, with either kind of convolutions."""
+def steps_of(name: str, batch: int, side: int, steps: int) -> Callable[[str], float]:
+    """What takes some steps with one of the KINDS of convolutions, and returns their images/s."""
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -67,19 +71,18 @@ def ways(name: str, batch: int, side: int, steps: int) -> dict[str, Callable[[],
         updater.step()
         updater.zero_grad(set_to_none=True)
 
-    def images_per_second(kind: type[nn.Conv2d]) -> float:
+    classes: dict[str, Any] = {"torch": nn.Conv2d, "tinlab": Convolution}
+
+    def images_per_second(kind: str) -> float:
         for layer in own:
-            layer.__class__ = kind
+            layer.__class__ = classes[kind]
         step()  # its memory is there then
         began = time.perf_counter()
         for _ in range(steps):
             step()
         return batch * steps / (time.perf_counter() - began)
 
-    return {
-        "torch": lambda: images_per_second(nn.Conv2d),
-        "tinlab": lambda: images_per_second(Convolution),
-    }
+    return images_per_second
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def main() -> None:
             step(name)
         return (time.perf_counter() - began) / args.steps
 
-    found = measuring.in_turn({name: lambda n=name: seconds(n) for name in networks}, args.rounds)
+    found = measuring.in_turn(networks, seconds, args.rounds)
     ran, steps = count_blocks(networks["on"][0])
     blocks, expected = residual_blocks(networks["on"][0]), expected_blocks(networks["on"][0])
     layers = [2 + layers_a_block * count for count in (ran / steps, blocks)]

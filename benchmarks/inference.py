@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import measuring
 
@@ -67,7 +68,7 @@ def main() -> None:
         calibration = rng.integers(0, 256, (64, 64, 64, 3), dtype=np.uint8)
         name = "resnet18 of width 48, drawn weights"
 
-    def eager(network: Callable[..., torch.Tensor], precision: str) -> Callable[[np.ndarray], np.ndarray]:
+    def eager(network: nn.Module, precision: str) -> Callable[[np.ndarray], np.ndarray]:
         compute = recipe.Compute(precision=precision)
 
         def logits(batch: np.ndarray) -> np.ndarray:
@@ -83,7 +84,7 @@ def main() -> None:
         megabytes = {"onnx fp32": whole.stat().st_size / 1e6, "onnx int8": small.stat().st_size / 1e6}
         ways = {EAGER: eager(model, "fp32"), "eager bf16": eager(model, "bf16")}
         if args.compile:
-            compiled = torch.compile(model, dynamic=False)
+            compiled: Any = torch.compile(model, dynamic=False)
             ways |= {"compiled fp32": eager(compiled, "fp32"), "compiled bf16": eager(compiled, "bf16")}
         ways["onnx fp32"] = load_onnx(whole, threads=args.threads).logits
         ways["onnx int8"] = load_onnx(small, threads=args.threads).logits
@@ -94,7 +95,8 @@ def main() -> None:
     rows = [
         measuring.compare(
             f"inference, batch {size}: {way}",
-            *([one[side][size] for one in rounds] for side in (way, EAGER)),
+            [one[way][size] for one in rounds],
+            [one[EAGER][size] for one in rounds],
             "images/s",
             EAGER,
         )

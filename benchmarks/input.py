@@ -38,13 +38,11 @@ def main() -> None:
     with measuring.scratch() as folder:
         forms = measuring.forms_of(args.data, folder)
         own = [HERE / "input.py", "--steps", args.steps, "--pack", forms.pack, "--images", forms.train]
-        speeds = measuring.in_turn(
-            {
-                name: lambda n=name: measuring.child(*own, "--child", n)["images_per_second"]
-                for name in ("tinlab", "torchvision")
-            },
-            args.rounds,
-        )
+
+        def images_per_second(name: str) -> float:
+            return float(measuring.child(*own, "--child", name)["images_per_second"])
+
+        speeds = measuring.in_turn(("tinlab", "torchvision"), images_per_second, args.rounds)
     row = measuring.compare(
         "read training batches", speeds["tinlab"], speeds["torchvision"], "images/s",
         "torchvision's ImageFolder, DataLoader with two workers",

@@ -40,13 +40,13 @@ def main() -> None:
         recipe = folder / "job.json"
         recipe.write_text(training(args.steps), "utf-8")
         work = folder / "work"
-        seconds = measuring.in_turn(
-            {
-                "tinlab": lambda: timed(tinlab_commands(source, recipe, work), work),
-                "peer": lambda: peer_seconds(source, args.steps, work),
-            },
-            args.rounds,
-        )
+
+        def whole_job(side: str) -> float:
+            if side == "tinlab":
+                return timed(tinlab_commands(source, recipe, work), work)
+            return peer_seconds(source, args.steps, work)
+
+        seconds = measuring.in_turn(("tinlab", "peer"), whole_job, args.rounds)
     kind = "zip" if source.is_file() else "folder"
     row = measuring.compare(
         f"whole job: {kind}, {args.steps} steps of ResNet-18, val", seconds["tinlab"], seconds["peer"], "s",

@@ -53,6 +53,9 @@ def main() -> None:
             mean = x.mean(dim=(0, 2, 3), keepdim=True)
             centred = x - mean
             variance = centred.square().mean(dim=(0, 2, 3), keepdim=True)
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.momentum is not None
             with torch.no_grad():
                 self.running_mean.lerp_(mean.flatten(), self.momentum)
                 self.running_var.lerp_(variance.flatten(), self.momentum)
@@ -73,7 +76,7 @@ def main() -> None:
                 if type(module) is nn.BatchNorm2d:
                     module.__class__ = Unfused
         order = torch.channels_last if "order" in features else torch.contiguous_format
-        model = model.to(device, memory_format=order)
+        model = model.to(device=device, memory_format=order)  # type: ignore[call-overload]
         return model, optimizer.build(recipe.Optimizer(peak_lr=1e-3), model)
 
     def prepared(features: tuple[str, ...], number: int) -> Tensor:
@@ -107,7 +110,7 @@ def main() -> None:
     for name, features in SETTINGS.items():
         steps(features, networks[name], 2)
     found = measuring.in_turn(
-        {name: lambda n=name: steps(SETTINGS[n], networks[n], args.steps) for name in SETTINGS}, args.rounds
+        SETTINGS, lambda name: steps(SETTINGS[name], networks[name], args.steps), args.rounds
     )
     before = found.pop("before")
     rows = [

@@ -54,10 +54,11 @@ def main() -> None:
             "a plain PyTorch script": peer,
             "a plain PyTorch script in bf16, channels-last": [*peer, "--best"],
         }
-        speeds = measuring.in_turn(
-            {name: lambda c=c: measuring.child(*c)["images_per_second"] for name, c in commands.items()},
-            args.rounds,
-        )
+
+        def images_per_second(name: str) -> float:
+            return float(measuring.child(*commands[name])["images_per_second"])
+
+        speeds = measuring.in_turn(commands, images_per_second, args.rounds)
     ours = speeds.pop("loop")
     rows = [
         measuring.compare("train ResNet-18", ours, found, "images/s", name) for name, found in speeds.items()

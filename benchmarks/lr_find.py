@@ -14,6 +14,7 @@ import math
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tinlab.checks.lr_find import lr_find
 from tinlab.data.pack import Pack
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         images = render(Path(name) / "images", classes=4, train_per_class=30, val_per_class=10, test_images=8)
         data = pack(images, Path(name) / "pack")

@@ -181,12 +181,12 @@ def kept_in(stated: Path | None, published: Path, forms: Forms) -> Path | None:
     return None
 
 
-def in_turn(ways: Mapping[str, Callable[[], Found]], rounds: int) -> dict[str, list[Found]]:
-    """What each way gives, `rounds` times, the ways taken in turn."""
-    found: dict[str, list[Found]] = {name: [] for name in ways}
+def in_turn(names: Iterable[str], measure: Callable[[str], Found], rounds: int) -> dict[str, list[Found]]:
+    """What `measure` gives for each name, `rounds` times, the names taken in turn."""
+    found: dict[str, list[Found]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name, way in ways.items():
-            found[name].append(way())
+        for name, values in found.items():
+            values.append(measure(name))
     return found
 
 

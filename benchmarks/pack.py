@@ -104,14 +104,14 @@ def measure(folder: Path, archive: Path, rounds: int, unzip: str) -> list[measur
 
     for name in commands:
         run(name)  # the first of each only warms up
-    found = measuring.in_turn({name: lambda n=name: run(n) for name in commands}, rounds)
+    found = measuring.in_turn(commands, run, rounds)
     ours, theirs = ([list(values) for values in zip(*found[s], strict=True)] for s in ("tinlab", "unzip"))
     rows = [
         measuring.compare(f"pack {images:,} images: {what}", ours[n], theirs[n], unit, "unzip -q")
         for n, (what, unit) in enumerate((("time", "s"), ("CPU time", "s"), ("memory", "MiB")))
     ]
-    speeds = ([images / seconds for seconds in side[0]] for side in (ours, theirs))
-    return [*rows, measuring.compare("pack: speed", *speeds, "images/s", "unzip -q")]
+    mine, other = ([images / seconds for seconds in side[0]] for side in (ours, theirs))
+    return [*rows, measuring.compare("pack: speed", mine, other, "images/s", "unzip -q")]
 
 
 def timed(command: list[str]) -> tuple[float, float, float]:

@@ -20,7 +20,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def as_input() -> list[Any]:
     return [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
 
 
-def shuffled(images: Any, batch_size: int, workers: int, step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def shuffled(images: Any, batch_size: int, workers: int, step: int = 0) -> Generator[tuple[Tensor, Tensor]]:
     """The batches from step `step` on: pass after pass over the images, each in an order of its own."""
     a_pass = len(images) // batch_size
     while True:

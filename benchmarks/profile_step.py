@@ -17,7 +17,6 @@ import json
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -144,7 +143,7 @@ def profile(stated: dict[str, Any], place: Path, steps: int) -> dict[str, Any]:
             checkpoint_seconds=float("inf"),
         )  # fmt: skip
     plain, profiled = marks[1] - marks[0], marks[3] - marks[2]
-    by_share = Counter(dict.fromkeys(SHARES, 0.0))
+    by_share = dict.fromkeys(SHARES, 0.0)
     for event in profiler.events():
         by_share[share_of(event.name, ancestors(event))] += event.self_cpu_time_total
     by_share[SHARES[-1]] += max(0.0, 1e6 * profiled - sum(by_share.values()))

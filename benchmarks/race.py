@@ -144,9 +144,11 @@ def planned(args: argparse.Namespace, forms: measuring.Forms) -> Plan:
             )
     minutes = args.minutes or max(expected_minutes(recipe, forms) for recipe in found)
     words = {name: probe(forms, args.probe_steps, PEER_WORDS[name]) for name in args.peers}
-    speeds = measuring.in_turn(
-        {name: lambda w=w: measuring.child(*w)["images_per_second"] for name, w in words.items()}, 3
-    )
+
+    def images_per_second(name: str) -> float:
+        return float(measuring.child(*words[name])["images_per_second"])
+
+    speeds = measuring.in_turn(words, images_per_second, 3)
     steps = {}
     for name, measured in speeds.items():
         speed = statistics.median(measured)
@@ -278,11 +280,10 @@ def own_turn(out: Path, name: str, seconds: float) -> dict[str, Any]:
     else:
         assert run.result is not None
         top1, step, trained = (run.result[name] for name in ("top1_percent", "steps", "train_seconds"))
-    images = pack.split(recipe.data.train_split)
     return {
         "seconds": trained,
         "step": step,
-        "epochs": step * recipe.schedule.batch_size / len(images),
+        "epochs": step * recipe.schedule.batch_size / len(pack.split(recipe.data.train_split)),
         "top1_percent": top1,
         "finished": run.result is not None,
     }

@@ -74,14 +74,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         axis, at = args.child
-        found = CHILDREN[axis](int(at), args.seconds)
+        values = CHILDREN[axis](int(at), args.seconds)
         if int(os.environ.get("RANK", "0")) == 0:
-            print(json.dumps(found))
+            print(json.dumps(values))
         return
     if args.at and len(args.only) != 1:
         parser.error("--at goes with one axis, --only AXIS")
     where = measuring.provenance()
-    found = []
+    found: list[Measure] = []
     for axis in args.only:
         for at in args.at or POINTS[axis]:
             values = point(axis, at, args.seconds)

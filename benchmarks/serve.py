@@ -47,16 +47,16 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     with measuring.scratch() as folder:
-        pack = None
         if args.run is None:
             pack = Pack.open(measuring.forms_of(args.data, folder).pack)
-        elif args.data:
-            pack = open_data(args.data)
-        run = args.run or one_step(pack, folder)
-        found = measure(run, requests(pack or Pack.open(open_run(run).pack)), args)
+            run = one_step(pack, folder)
+        else:
+            run = args.run
+            pack = open_data(args.data) if args.data else Pack.open(open_run(run).pack)
+        found = measure(run, requests(pack), args)
     without = f"passes of one image, {args.clients} clients"
     rows = [
-        measuring.compare(f"serve: {what}", *(found[side][what] for side in SIDES), unit, without)
+        measuring.compare(f"serve: {what}", found[SIDES[0]][what], found[SIDES[1]][what], unit, without)
         for what, unit in (("requests", "/s"), ("latency, median", "ms"), ("latency, 99th percentile", "ms"))
     ]
     heading = f"{args.clients} clients, {args.seconds:g} s a round, batches of up to {args.max_batch}"

@@ -32,9 +32,7 @@ def main() -> None:
     )
     for words in children.values():
         milliseconds(words)  # the first one compiles and fills the cache of files
-    taken = measuring.in_turn(
-        {name: lambda w=words: milliseconds(w) for name, words in children.items()}, args.rounds
-    )
+    taken = measuring.in_turn(children, lambda name: milliseconds(children[name]), args.rounds)
     python, torch, started = taken.pop("python"), taken.pop("torch"), taken.pop("help")
     rows = [
         measuring.compare("tinlab --help", started, python, "ms", "python -c pass"),

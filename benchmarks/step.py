@@ -32,13 +32,11 @@ def main() -> None:
         print(json.dumps({"seconds": measure}))
         return
     own = [HERE / "step.py", "--steps", args.steps, "--child"]
-    seconds = measuring.in_turn(
-        {
-            name: lambda n=name: measuring.child(*own, n)["seconds"]
-            for name in ("tinlab", "plain", "best")
-        },
-        args.rounds,
-    )  # fmt: skip
+
+    def measured(name: str) -> float:
+        return float(measuring.child(*own, name)["seconds"])
+
+    seconds = measuring.in_turn(("tinlab", "plain", "best"), measured, args.rounds)
     rows = [
         measuring.compare("ResNet-18 step", seconds["tinlab"], seconds[side], "s", name)
         for side, name in (

@@ -26,10 +26,11 @@ def main() -> None:
         print(json.dumps({"images_per_second": child(args.child == "tuned", args.steps)}))
         return
     own = [__file__, "--steps", args.steps, "--child"]
-    speeds = measuring.in_turn(
-        {name: lambda n=name: measuring.child(*own, n)["images_per_second"] for name in ("plain", "tuned")},
-        args.rounds,
-    )
+
+    def images_per_second(name: str) -> float:
+        return float(measuring.child(*own, name)["images_per_second"])
+
+    speeds = measuring.in_turn(("plain", "tuned"), images_per_second, args.rounds)
     row = measuring.compare(
         "step with tinlab.tuning", speeds["tuned"], speeds["plain"], "images/s", "the same step without"
     )

@@ -197,8 +197,10 @@ def end_to_end(place: Path, seed: int) -> int:
     )
     assert np.abs(predictions_of(run, pack=mirrored, device="cpu").logits - logits).max() > 1e-3
     for view in TTA:
-        seen = [predictions_of(run, pack=on, tta=view, device="cpu").logits for on in (mirrored, None)]
-        compared += close(*seen)
+        found, expected = (
+            predictions_of(run, pack=on, tta=view, device="cpu").logits for on in (mirrored, None)
+        )
+        compared += close(found, expected)
 
     # Other batches, and another number of threads.
     for size, threads in ((1, 1), (7, 1), (250, 2)):

@@ -144,7 +144,8 @@ def warm_up(part: Part, seed: int) -> None:
         contextlib.suppress(Exception),
     ):  # what is wrong is found again, and counted, in the process that tries it
         place, out = Path(folder) / "in", Path(folder) / "out"
-        place.mkdir(), out.mkdir()
+        place.mkdir()
+        out.mkdir()
         write_files(
             place, {name: node for name, node in drawn(part, seed, 0).items() if isinstance(node, bytes)}
         )

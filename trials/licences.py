@@ -150,9 +150,9 @@ def closure(requirements: Iterable[Requirement]) -> dict[str, set[str]]:
 def licence(name: str) -> str:
     """The licence of the installed package `name`, by its metadata, in SPDX's words where those are clear."""
     found = metadata.metadata(name)
-    if expression := found.get("License-Expression"):
-        return expression
-    stated = (found.get("License") or "").strip()
+    if expressions := found.get_all("License-Expression"):
+        return str(expressions[0])
+    stated = str((found.get_all("License") or [""])[0]).strip()
     classifiers = [
         line.rpartition(" :: ")[2]
         for line in found.get_all("Classifier") or []

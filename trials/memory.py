@@ -259,7 +259,8 @@ def training(epochs: int, place: Path) -> None:
 
 def startup(rounds: int) -> None:
     """Start the program so many times, in turn with Python itself, and write the row."""
-    began, taken = time.perf_counter(), {"python": [], "help": []}
+    began = time.perf_counter()
+    taken: dict[str, list[float]] = {"python": [], "help": []}
     for turn in range(rounds + 1):
         for name, words in (("python", ["-c", "pass"]), ("help", ["-m", "tinlab", "--help"])):
             start = time.perf_counter()

@@ -73,6 +73,7 @@ PROMISES = tuple(
 )
 
 PLAIN, TIED, EXTREME, EQUAL, SURE, NEAR, GRID = "plain", "tied", "extreme", "equal", "sure", "near", "grid"
+POOLS: tuple[ensemble.Pool, ...] = ("vote", "probabilities", "logits")
 EXTREMES = (3e38, -3e38, 1e30, -1e30, 1e5, 88.8, 1.0, 1e-30, 0.0, -104.0)
 
 
@@ -316,10 +317,10 @@ def check_intervals(case: Case) -> None:
         at = lambda n: float(total[int(n) + images]) if n >= -images else 0.0  # noqa: E731
         quantile(edge, at, 100 / images, tail)
     # Of a mean of anything: the resampled means have the mean and variance that theory gives them.
-    values = rng.exponential(size=images)
-    means = intervals.resampled_means(values[:, None], draws=2000, seed=int(rng.integers(2**31)))[:, 0]
-    error = values.std() / math.sqrt(images)
-    assert abs(means.mean() - values.mean()) <= 6 * error / math.sqrt(2000) + 1e-12
+    drawn = rng.exponential(size=images)
+    means = intervals.resampled_means(drawn[:, None], draws=2000, seed=int(rng.integers(2**31)))[:, 0]
+    error = drawn.std() / math.sqrt(images)
+    assert abs(means.mean() - drawn.mean()) <= 6 * error / math.sqrt(2000) + 1e-12
     if images > 5:
         assert abs(means.std() / error - 1) < 0.2
     assert intervals.percentile_interval(means) == tuple(np.quantile(means, [0.025, 0.975]))
@@ -471,7 +472,7 @@ def check_relations(case: Case) -> None:
     close(alike.error_correlation_images, 1 if 0 < judged.correct.sum() < images else None)
     members = int(rng.integers(2, 5))
     several = np.stack([logits] * members)
-    for pool in ("vote", "probabilities", "logits"):
+    for pool in POOLS:
         combined = ensemble.combine(several, ensemble.stated(pool, members))
         # 0 and 1e-30 have the same probability in double precision: first, or beside the first by a rounding.
         chosen, best = combined[np.arange(images), judged.predicted], combined.max(axis=1)
@@ -481,7 +482,7 @@ def check_relations(case: Case) -> None:
     # Members in another order are the same ensemble.
     members_logits = np.stack([logits, logits[:, ::-1], np.roll(logits, 1, axis=1)])
     turned = rng.permutation(3)
-    for pool in ("probabilities", "logits"):
+    for pool in POOLS[1:]:
         close(
             ensemble.combine(members_logits[turned], ensemble.stated(pool, 3)),
             ensemble.combine(members_logits, ensemble.stated(pool, 3)),

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
@@ -66,7 +67,7 @@ def _assigns(file: Path, name: str) -> bool:
     return False
 
 
-def _module(file: Path):
+def _module(file: Path) -> ModuleType:
     """The module of a trial, under a name of its own: a trial may be called like a module of Python's."""
     name = f"trials_{file.stem}"
     if name not in sys.modules:

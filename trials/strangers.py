@@ -70,6 +70,7 @@ def request(
 
 
 def classify(*files: bytes, close: bool = True, **fields: str) -> bytes:
+    parts: list[tuple[str, str | None, bytes]]
     parts = [("images", f"{i}.png", data) for i, data in enumerate(files)]
     parts += [(name, None, value.encode()) for name, value in fields.items()]
     return request("POST", "/classify", multipart(*parts), close=close)

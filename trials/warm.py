@@ -237,7 +237,7 @@ def _let_the_clock_jump(seed: int) -> None:
 
     time.time = jumping
     time.gmtime = lambda *given: gmtime(*(given or (jumping(),)))
-    runs.datetime = Clock
+    runs.datetime = Clock  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -152,13 +152,14 @@ class Driver:
         for lane in self.lanes:
             lane.close()
 
-    def _busy(self) -> list[Any]:
-        return [who for who in (*self.lanes, *self.programs) if who.job is not None]
+    def _busy(self) -> list[tuple[Lane | Program, Job]]:
+        everyone: list[Lane | Program] = [*self.lanes, *self.programs]
+        return [(who, who.job) for who in everyone if who.job is not None]
 
     def _start(self) -> None:
         while not self.stopped:
             left = self.deadline - time.monotonic()
-            running = [who.job for who in self._busy()]
+            running = [job for _, job in self._busy()]
             start = next_start(
                 self.jobs, self.state, running,
                 left_seconds=left, all_seconds=self.all_seconds, lanes=len(self.lanes),
@@ -230,19 +231,19 @@ class Driver:
     def _late(self) -> None:
         """Tell what has outlived its time to end, and end what does not."""
         over = time.monotonic() - self.deadline
-        for who in self._busy():
+        for who, job in self._busy():
             slack = 0.0 if isinstance(who, Program) else GRACE_SECONDS / 2  # a lane looks at the clock itself
             if over > slack + GRACE_SECONDS:
                 who.signal(signal.SIGKILL)
-            elif over > slack and who.job not in self._told:
-                self._told.append(who.job)  # once: a second time would not wait for a checkpoint
+            elif over > slack and job not in self._told:
+                self._told.append(job)  # once: a second time would not wait for a checkpoint
                 who.signal(signal.SIGTERM)
 
     def _stop(self, number: int, frame: Any) -> None:
         self.stopped = number
         self.deadline = time.monotonic()
-        for who in self._busy():
-            self._told.append(who.job)
+        for who, job in self._busy():
+            self._told.append(job)
             who.signal(signal.SIGTERM)
 
     def _save(self) -> None:

@@ -38,7 +38,8 @@ def trainings(published: Iterable[Mapping[str, str]]) -> list[Job]:
     there = {(line["recipe_digest"], line["seed"]) for line in published if line["split"] == "val"}
     rows = {row.id: row for row in every_row() if row.recipes and not row.saw_imagenet}
     order = [rows[name] for name in FIRST_ROWS] + [r for name, r in rows.items() if name not in FIRST_ROWS]
-    first, later = [], []
+    first: list[Job] = []
+    later: list[Job] = []
     for row in order:
         for number, seed in enumerate(row.seeds):
             for recipe in row.recipes:

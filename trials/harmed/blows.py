@@ -37,7 +37,7 @@ PROMPT_SECONDS = 30
 """A command that has got a signal ends within this time on a busy machine; a training, within a step."""
 
 
-ENDS = {0: "finished", 2: "refused", -signal.SIGBUS: "killed by SIGBUS"}
+ENDS: dict[int | None, str] = {0: "finished", 2: "refused", -signal.SIGBUS: "killed by SIGBUS"}
 """Exit codes in words."""
 
 
@@ -295,7 +295,8 @@ def kill_ranks(ground: Ground, folder: Path, warm: Warm, kills: int, seed: int) 
             start_new_session=True,
         )  # fmt: skip
         try:
-            steps, ranks = dice.randrange(1, 100), []
+            steps = dice.randrange(1, 100)
+            ranks: list[psutil.Process] = []
             while torchrun.poll() is None and not ranks:
                 time.sleep(0.02)
                 begun = runs_in(folder)

@@ -90,7 +90,7 @@ class Part:
     """A command, where it works, and what must hold of it. `folder` is its own; `begin` makes it anew."""
 
     name = ""
-    done_codes = (0,)
+    done_codes: tuple[int, ...] = (0,)
     """Exit codes of a command that has done what it is for."""
 
     def __init__(self, ground: Ground, folder: Path) -> None:
@@ -421,8 +421,9 @@ def _trained(run: Any) -> Any:
 
     from tinlab.training import checkpoint
 
-    weights = {}
-    for path in sorted(checkpoint.latest(run.path).glob("*.safetensors")):
+    weights, last = {}, checkpoint.latest(run.path)
+    assert last is not None
+    for path in sorted(last.glob("*.safetensors")):
         tensors = load_file(path)
         weights[path.name] = {name: _digest(tensors[name].numpy().tobytes()) for name in sorted(tensors)}
     curve = [(p["kind"], p["step"], p["loss"], p["top1_percent"]) for p in run.metrics()]

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,7 +26,7 @@ def image_files() -> tuple[bytes, ...]:
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((10, 8))
     made = []
-    for kind, mode, options in (
+    forms: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("JPEG", "RGB", {}), ("JPEG", "L", {}), ("JPEG", "CMYK", {}), ("JPEG", "RGB", {"progressive": True}),
         ("JPEG", "RGB", {"subsampling": 0, "quality": 95}), ("PNG", "RGB", {}), ("PNG", "RGBA", {}), ("PNG",
         "P", {}),
@@ -36,7 +37,8 @@ def image_files() -> tuple[bytes, ...]:
         ("TGA", "RGB", {}), ("PCX", "RGB", {}), ("SGI", "RGB", {}), ("ICO", "RGBA", {}), ("JPEG2000", "RGB",
         {}),
         ("DIB", "RGB", {}), ("AVIF", "RGB", {}),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for kind, mode, options in forms:
         image = coarse.convert("L").convert("I;16") if mode == "I;16" else coarse.convert(mode)
         if kind in ("JPEG", "PNG", "WEBP") and mode == "RGB":
             exif = Image.Exif()
@@ -368,14 +370,14 @@ def make_jpeg(rng: random.Random) -> Files:
             elif change == 1:
                 parts.insert(rng.randrange(1, len(parts) + 1), part)
             elif change == 2:
-                body = rng.choice((b"Exif\0\0" + rng.randbytes(30),
+                extra = rng.choice((b"Exif\0\0" + rng.randbytes(30),
                 b"Adobe\0d\0\0\0\0" + bytes([rng.randrange(4)]),
                                    b"JFIF\0" + rng.randbytes(9), b"ICC_PROFILE\0\1\1" + rng.randbytes(9),
                                    rng.randbytes(20)))  # fmt: skip
                 marker = bytes(
                     [0xFF, rng.choice((0xE0, 0xE1, 0xE2, 0xEE, 0xFE, 0xDD, 0xDC, 0xCC, 0xC1, 0xC9))]
                 )
-                parts.insert(rng.randrange(1, len(parts)), marker + struct.pack(">H", len(body) + 2) + body)
+                parts.insert(rng.randrange(1, len(parts)), marker + struct.pack(">H", len(extra) + 2) + extra)
             elif change == 3:
                 parts[at] = part * rng.choice((2, 20, 300))
             else:

@@ -155,7 +155,7 @@ def csv_files() -> dict[str, bytes]:
 
 def make_results(rng: random.Random) -> Files:
     """A run's record: result, curves, predictions; and the tables that results end in."""
-    files: dict[str, Node] = dict(run_files()) | dict(csv_files())
+    files: dict[str, Node] = {**run_files(), **csv_files()}
     names = [name for name in files if "/checkpoints/" not in name] + ["run/result.json", "run/metrics.jsonl"]
     for name in sorted(set(rng.sample(names, rng.choice((1, 1, 2, 3))))):
         node = files.get(name)
