@@ -28,6 +28,7 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from pathlib import Path
 
 from planned.driver import Driver, say
@@ -43,6 +44,7 @@ MODULES = ("torch", "numpy", "pydantic", "safetensors", "simplejpeg", "psutil", 
 
 
 def main() -> int:
+    began = time.monotonic()
     if sys.argv[1:] == ["--worker"]:
         return worker()
     parser = argparse.ArgumentParser(
@@ -88,7 +90,7 @@ def main() -> int:
     state = State()
     if (args.out / "state.json").is_file():
         state = State(**read_json(args.out / "state.json"))
-    driver = Driver(args, jobs, state)
+    driver = Driver(args, jobs, state, began)
     driver.run()
     if args.weights:
         for run in best_runs(args.out, state):

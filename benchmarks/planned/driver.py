@@ -36,10 +36,13 @@ class Lane:
 
     def start(self, start: Start, deadline: float) -> None:
         """Begin `start` in this lane; its end is an event."""
+        from tinlab.recipe import changed
         from tinlab.recipes import shortened
 
         self.job, self.began = start.job, time.monotonic()
         recipe = shortened(start.job.recipe, start.fraction)
+        if start.eager:
+            recipe = changed(recipe, ["compute.compile=false"])
         work = {
             "recipe": recipe.model_dump(mode="json"),
             "seed": start.job.seed,
@@ -68,6 +71,7 @@ class Lane:
             assert process.stdout is not None
             for line in process.stdout:
                 self._events.put((self, json.loads(line)))
+            process.wait()  # until then it would be given the next job, which nobody would hear of again
             self._events.put((self, None if process is self._process else {"status": "old"}))
 
         threading.Thread(target=listen, daemon=True).start()
@@ -125,12 +129,15 @@ class Program:
 class Driver:
     """Starts jobs, hears of their ends, and keeps the state."""
 
-    def __init__(self, args: argparse.Namespace, jobs: Sequence[Job], state: State) -> None:
+    def __init__(
+        self, args: argparse.Namespace, jobs: Sequence[Job], state: State, began: float | None = None
+    ) -> None:
+        """`began` is when the minutes did, by time.monotonic()."""
         self.args, self.jobs, self.state = args, jobs, state
         self.events: queue.Queue[Any] = queue.Queue()
         self.lanes = [Lane(number, args, self.events) for number in range(args.lanes)]
         self.programs: list[Program] = []
-        self.began = time.monotonic()
+        self.began = time.monotonic() if began is None else began
         self.all_seconds = 60 * args.minutes - RESERVE_SECONDS
         self.deadline = self.began + self.all_seconds
         self.stopped = 0
@@ -168,9 +175,9 @@ class Driver:
                 return
             part = "" if start.fraction == 1 else f", {100 * start.fraction:g}% of its length"
             say(f"{self._clock()} {start.job.id}{part}; {left / 60:.1f} minutes are left")
-            if start.fraction != 1:
-                self.state.note(start.job, fraction=start.fraction)
-                self._save()  # its checkpoints are of this length alone
+            if start.fraction != 1 or start.eager:
+                self.state.note(start.job, fraction=start.fraction, eager=start.eager)
+                self._save()  # its checkpoints are of this recipe alone
             if start.job.command is not None:
                 self.programs.append(Program(start.job, self.state, self.args, self.events))
             else:
@@ -183,11 +190,13 @@ class Driver:
         seconds = time.monotonic() - who.began
         if reply is None:  # its process is gone
             died = {"status": "failed", "error": "its process died; see logs/"}
-            reply = {"status": "paused"} if self.stopped else died
+            reply = {"status": "paused"} if self.stopped or job in self._told else died
         known = self.state.of(job)
         more: dict[str, Any] = {"seconds": round(known.get("seconds", 0.0) + seconds, 1)}
         if reply["status"] == "failed":
             more["failures"] = known.get("failures", 0) + 1
+            if "share" not in known:  # nothing was trained that would go on at this length alone
+                self.state.of(job).pop("fraction", None)
         if reply["status"] == "finished" and job.recipe is not None:
             before = start_seconds(job)
             expected = (job.expected_seconds - before) * known.get("fraction", 1.0)
@@ -230,12 +239,12 @@ class Driver:
 
     def _late(self) -> None:
         """Tell what has outlived its time to end, and end what does not."""
-        over = time.monotonic() - self.deadline
+        beyond = time.monotonic() - self.deadline
         for who, job in self._busy():
             slack = 0.0 if isinstance(who, Program) else GRACE_SECONDS / 2  # a lane looks at the clock itself
-            if over > slack + GRACE_SECONDS:
+            if beyond > slack + GRACE_SECONDS:
                 who.signal(signal.SIGKILL)
-            elif over > slack and job not in self._told:
+            elif beyond > slack and job not in self._told:
                 self._told.append(job)  # once: a second time would not wait for a checkpoint
                 who.signal(signal.SIGTERM)
 

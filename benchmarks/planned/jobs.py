@@ -102,9 +102,15 @@ def commands(args: argparse.Namespace) -> list[Job]:
     return [
         Job("smoke", 120, command=smoke, alone=True),
         Job("measure", 180, command=measure, alone=True),
-        Job("fast_gpu-length", 240, command=length, alone=True),
-        Job("fast_gpu-1", 100, command=runs(1), alone=True),
-        Job("fast_gpu-5", 280, command=runs(2 if args.tiny else 5), alone=True),
+        Job("fast_gpu-length", 240, command=length, alone=True, after=("measure",)),
+        Job("fast_gpu-1", 100, command=runs(1), alone=True, after=("measure", "fast_gpu-length")),
+        Job(
+            "fast_gpu-5",
+            280,
+            command=runs(2 if args.tiny else 5),
+            alone=True,
+            after=("measure", "fast_gpu-length"),
+        ),
     ]
 
 

@@ -17,6 +17,10 @@ COMPILE_SECONDS = 90.0
 PIECE_SECONDS = 60.0
 """A training that cannot be finished is not begun, nor gone on with, for less."""
 
+LEAST_SHARE = 0.1
+"""Of its length: one that is shortened is not begun for less, or for half of what a whole call has room for,
+where that is less. It keeps the length that it is begun with."""
+
 ATTEMPTS = 2
 """How often a job that fails is tried."""
 
@@ -29,6 +33,7 @@ class Job:
 
     `seconds` is what it is expected to take at full length; None: by its recipe. `alone`: nothing runs beside
     it. `shortens`: it may be trained for a part of its length. `row` is the paper's row that it belongs to.
+    `after` are the jobs whose answers it takes, if they are among those that are run.
     """
 
     id: str
@@ -39,6 +44,7 @@ class Job:
     alone: bool = False
     shortens: bool = False
     row: str = ""
+    after: tuple[str, ...] = ()
 
     @property
     def expected_seconds(self) -> float:
@@ -77,10 +83,11 @@ class State:
 
 @dataclass(frozen=True)
 class Start:
-    """A job to be started now, at a share of its length."""
+    """A job to be started now, at a share of its length; `eager`: without compiling."""
 
     job: Job
     fraction: float = 1.0
+    eager: bool = False
 
 
 def next_start(
@@ -95,15 +102,17 @@ def next_start(
     """Which job is to be started now, the first in order of worth that fits into what is left, or None.
 
     One that wants the machine for itself waits for the others to end, and they for it. A training longer than
-    `all_seconds`, which would never fit, is begun or gone on with where PIECE_SECONDS are left.
+    `all_seconds`, which would never fit, is begun or gone on with where PIECE_SECONDS are left for its steps.
+    One that failed while it was compiled is tried again without.
     """
     running = list(running)
     if len(running) >= lanes or any(job.alone for job in running):
         return None
     busy = {job.id for job in running}
+    waiting = {job.id for job in jobs if not over(state.of(job))}
     for job in jobs:
         known = state.of(job)
-        if job.id in busy or known.get("status") in DONE or known.get("failures", 0) >= ATTEMPTS:
+        if job.id in busy or job.id not in waiting or not waiting.isdisjoint(job.after):
             continue
         fraction = known.get("fraction", 1.0)
         pace = state.pace if job.recipe is not None else 1.0
@@ -111,25 +120,36 @@ def next_start(
         steps = max(0.0, job.expected_seconds - before) * pace
         needed = before + steps * fraction * (1 - known.get("share", 0.0))
         fits = needed <= left_seconds
-        if not fits and job.recipe is not None and left_seconds >= PIECE_SECONDS:
+        if not fits and job.recipe is not None and left_seconds >= before + PIECE_SECONDS:
             if job.shortens and "fraction" not in known:
+                whole = (all_seconds - before) / steps
                 fraction = rounded_down((left_seconds - before) / steps)
-                fits = fraction > 0
+                fits = fraction > 0 and fraction >= min(LEAST_SHARE, whole / 2)
             else:
                 fits = known.get("status") == "paused" or before + steps * fraction > all_seconds
         if not fits:
             continue
         if job.alone and running:
             return None
-        return Start(job, fraction)
+        compiled_in_vain = known.get("failures", 0) > 0 and "share" not in known and compiles(job)
+        return Start(job, fraction, eager=known.get("eager", compiled_in_vain))
     return None
+
+
+def over(known: dict[str, Any]) -> bool:
+    """Whether a job that stands so is not to be started again."""
+    return known.get("status") in DONE or known.get("failures", 0) >= ATTEMPTS
+
+
+def compiles(job: Job) -> bool:
+    return job.recipe is not None and job.recipe.compute.compile
 
 
 def start_seconds(job: Job) -> float:
     """What `job` takes besides the steps of its training."""
     if job.recipe is None:
         return 0.0
-    return START_SECONDS + (COMPILE_SECONDS if job.recipe.compute.compile else 0.0)
+    return START_SECONDS + (COMPILE_SECONDS if compiles(job) else 0.0)
 
 
 def rounded_down(fraction: float) -> float:

@@ -4,6 +4,7 @@ import pytest
 
 from tinlab import models, recipes
 from tinlab.errors import TinlabError
+from tinlab.papers.registry import every_row, row
 from tinlab.recipe import changed
 from tinlab.training.optimizer import rate_factors
 
@@ -43,6 +44,23 @@ def test_a_papers_recipe_says_where_its_values_come_from(name):
         group, field = path.split(".")
         assert fields[group][field] is not None
         assert recipe.provenance[path].why
+
+
+@pytest.mark.parametrize("name", [row.id for row in every_row() if any(one.paper for one in row.recipes)])
+def test_a_papers_recipe_says_where_each_value_that_is_no_default_comes_from(name):
+    for recipe in row(name).recipes:
+        assert unsourced(recipe) == set()
+
+
+def unsourced(recipe):
+    fields = recipe.model_dump(exclude_defaults=True)
+    paths = {
+        f"{group}.{field}" if isinstance(value, dict) else group
+        for group, value in fields.items()
+        if group not in ("name", "summary", "paper", "provenance", "evaluate_every_epochs")
+        for field in (value if isinstance(value, dict) else [group])
+    }
+    return {path for path in paths if not {path, path.split(".")[0]} & set(recipe.provenance)}
 
 
 def test_another_network_leaves_out_what_it_does_not_have():

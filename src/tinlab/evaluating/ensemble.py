@@ -83,8 +83,7 @@ class Ensembles:
     `best` is the place of the best member, by top-1 on `best_by`; where that is the split itself, the member
     was picked by what it is measured on, which favours it. `error_correlation` has Pearson's correlation of
     two members' errors, an error counting 1, over images; `class_error_correlation` that of their error rates
-    over classes; None where a member has the same everywhere. (Shcherbina, "Tiny ImageNet Challenge", 3.1,
-    gives 0.732 for three networks and does not say over what.) `any_right_percent` and `all_right_percent`
+    over classes; None where a member has the same everywhere. `any_right_percent` and `all_right_percent`
     are shares of the images that at least one member, and every member, gets right.
     """
 

@@ -320,7 +320,9 @@ def at_size(maps: Tensor, side: int) -> Tensor:
     if maps.shape[-1] == side:
         return maps
     planes = maps.reshape(len(maps), -1, *maps.shape[-2:])
-    return F.interpolate(planes, size=(side, side), mode="bilinear").view(*maps.shape[:-2], side, side)
+    smaller = side < maps.shape[-1]  # then every pixel is to count, also one between those of the smaller map
+    sized = F.interpolate(planes, size=(side, side), mode="bilinear", antialias=smaller)
+    return sized.view(*maps.shape[:-2], side, side)
 
 
 def find_methods(names: Iterable[str]) -> dict[str, Method]:

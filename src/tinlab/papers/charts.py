@@ -73,7 +73,7 @@ def _panel(axes: Axes, training: Training, column: str) -> None:
         which = {
             ("train_top1_percent", True): (MUTED, 100 - value, "the paper's training"),
             ("val_top1_percent", True): (WARM, 100 - value, "the paper's val"),
-            ("top1_percent", True): (WARM, 100 - value, "the paper's val"),
+            ("top1_percent", True): (WARM, 100 - value, "the paper's, no split named"),
             ("train_loss", False): (MUTED, value, "the paper's training"),
         }.get((measure, error))
         if which is not None:

@@ -274,7 +274,8 @@ PAPERS = (
                 ),
                 measures={
                     "val_top1_percent": ("rows", 0, "top1_percent"),
-                    "error_correlation": ("mean_error_correlation",),
+                    "error_correlation": ("mean_class_error_correlation",),
+                    "error_correlation_over_images": ("mean_error_correlation",),
                 },
                 reported={
                     "test_top1_percent": 49.2,

@@ -90,8 +90,8 @@ def shcherbina_fixed() -> Policy:
     """The same five as her fixed enlarged set of 265,000 images, drawn once.
 
     Section 2.1 says that 30% of the 100,000 training images were taken for each operation, which makes
-    250,000 with the originals. Its total of 265,000 is what 33% makes, or 30% of the 110,000 images of train
-    and val together; the total is kept here, and the share is 33%.
+    250,000 with the originals. Her code takes a third of them, with replacement, 266,665 in all; here the
+    total that she states is kept: 33%, without replacement.
     """
     return (FixedCopies(share=0.33, operations=_shcherbina(1.0)),)
 

@@ -11,8 +11,8 @@ TITLE = "ResNet on Tiny ImageNet"
 def sun_vanilla() -> Recipe:
     """The paper's first network: ResNet-34, no augmentation, 15,000 iterations of 100 images.
 
-    It overfits, which is its point: the training error goes to zero after the rate is cut at 10,000, and the
-    validation error does not move.
+    It overfits, which is its point: in the report the training error goes to zero after the rate is cut at
+    10,000, and the validation error does not move.
     """
     return Recipe(
         name="sun_vanilla",
@@ -43,6 +43,7 @@ def sun_vanilla() -> Recipe:
             "optimizer.weight_decay": assumed("1e-4 is He et al.'s"),
             "schedule.batch_size": stated("section 3.1: 1,000 mini-batches of 100"),
             "schedule.steps": stated("section 4: 15,000 iterations"),
+            "schedule.shape": stated("section 4: annealed"),
             "schedule.milestone_steps": stated("section 4: annealed at iteration 10,000"),
             "schedule.factor": assumed("a tenth is He et al.'s"),
             "compute.precision": assumed("TensorFlow on a K80 computed in float32; bf16 is ours"),
@@ -149,15 +150,24 @@ def sun_finetune() -> Recipe:
             title=TITLE, authors="Lei Sun", section="3. Technical Approaches: described, not measured"
         ),
         provenance={
-            "model.name": inferred("the paper's own network"),
+            "data.train_split": stated("section 3.1: 100,000 training images"),
+            "model.name": inferred("the paper's own network; section 3 names ResNet-50, 101 and 152"),
+            "model.stem": inferred("ImageNet's weights are those of a 7x7/2 stem with max pool"),
             "model.weights": stated("section 3: fine-tune pre-trained ResNets"),
             "augment": assumed("the flip of the improved model"),
             "optimizer.peak_lr": assumed(
                 "a tenth of He et al.'s, the habit of fine-tuning; 0.1 for the head"
             ),
-            "stages": stated("section 3: the new layer exclusively, and then the full network"),
+            "optimizer.momentum": assumed("0.9 is He et al.'s"),
+            "optimizer.weight_decay": assumed("1e-4 is He et al.'s"),
+            "stages": stated(
+                "section 3: the new layer exclusively, and then the full network; the rates of the layers "
+                "below the new one, a half, a fifth and a tenth of its, are ours"
+            ),
             "schedule.batch_size": stated("section 3.1: mini-batches of 100"),
             "schedule.epochs": stated("section 3: a couple of epochs each"),
+            "schedule.shape": assumed("down to zero along a line"),
+            "schedule.warmup_fraction": assumed("a tenth of each stage"),
             "compute.precision": assumed("bf16 is ours"),
         },
         data=Data(train_split="train+tune"),

@@ -42,7 +42,7 @@ def yu_alexnet() -> Recipe:
         "yu_alexnet",
         "Reduced AlexNet, five epochs without augmentation",
         {"train_top1_percent": 43.2, "val_top1_percent": 43.65, "test_top1_percent": 33.40},
-        stated("table 2, layer by layer"),
+        stated("table 2, layer by layer; 3x3 filters, max pools and the place of the ReLUs are assumed"),
     )
 
 
@@ -101,11 +101,17 @@ def yu_inception() -> Recipe:
             "data.normalise": assumed("the mean is stated; ImageNet's weights expect the deviation too"),
             "augment": inferred("none is named"),
             "model.name": stated("introduction: the original GoogLeNet Inception model"),
-            "model.weights": stated("introduction: transfer learning by retraining"),
+            "model.weights": stated(
+                "introduction: transfer learning by retraining; that the whole network is retrained is "
+                "inferred from its overfitting, and 64 pixels are ours: the poster's tool enlarges images"
+            ),
             "optimizer.peak_lr": assumed("a tenth of the rate from scratch, the habit of fine-tuning"),
+            "optimizer.momentum": assumed("as stated for ResNet-20"),
+            "optimizer.weight_decay": assumed("as stated for ResNet-20"),
             "schedule.epochs": assumed("as stated for ResNet-20"),
             "schedule.batch_size": assumed("half of what is stated for ResNet-20"),
             "schedule.shape": assumed("down to zero along a line"),
+            "schedule.warmup_fraction": assumed("ours"),
             "compute.precision": assumed("float32 then; bf16 is ours"),
         },
         data=Data(train_split="train+tune", normalise="mean_std"),
@@ -127,6 +133,7 @@ def yu_squeezenet() -> Recipe:
         summary="SqueezeNet from scratch, ten epochs",
         paper=Paper(title=TITLE, authors=AUTHOR, section="Approaches, SqueezeNet: described, not measured"),
         provenance={
+            "data.train_split": stated("dataset: 500 training images of each of 200 classes"),
             "data.normalise": stated("dataset: images are normalised by subtracting the mean"),
             "augment": inferred("none is named"),
             "model.name": stated("approaches: SqueezeNet, of fire modules; version 1.0 is assumed"),

@@ -153,7 +153,7 @@ class Api:
             picture = images.png(self.samples.image(index))
         except IndexError:
             raise HTTPException(404, f"There is no validation image {index}.") from None
-        return Response(picture, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
+        return Response(picture, media_type="image/png")
 
     def _size(self, model: str) -> int:
         return self.service.models[model].run.preprocessing.image_size

@@ -67,13 +67,14 @@ def ma_init() -> Study:
             "Xavier and a Gaussian of variance 0.1; random walk is from its references, He and LSUV are ours"
         ),
         "model.activation": inferred("ReLU is the example's; the poster refers to ELU"),
+        "data.train_split": stated("images from the training set"),
         "data.images": stated("5000 images from the training set; that this study used them is assumed"),
         "augment": assumed("flips; boxes are left to longer trainings"),
         "schedule.epochs": assumed("long enough to tell the initialisations apart"),
         "schedule.shape": assumed("to zero along a line"),
     }
     assert recipe.paper is not None
-    left_out = ("schedule.milestone_steps", "data.train_split")
+    left_out = ("schedule.milestone_steps",)
     kept = {path: source for path, source in recipe.provenance.items() if path not in left_out}
     base = recipe.model_copy(
         update={

@@ -34,7 +34,7 @@ from tinlab.training.progress import Progress, Watcher, seconds_left
 from tinlab.training.schedule import Plateau
 from tinlab.training.signals import StopRequest
 from tinlab.training.stages import Left, Setup, spans
-from tinlab.training.step import size_at, take_step
+from tinlab.training.step import size_at, sizes_from, take_step
 from tinlab.training.warm_up import warm_up
 
 
@@ -254,7 +254,8 @@ class _Job:
         setup.frozen.train()
         warms_up = recipe.compute.compile if self.warms_up is None else self.warms_up
         if warms_up and state.step < span.end_step:
-            seconds = warm_up(setup, recipe.data.image_sizes, take_step)
+            sizes = sizes_from(recipe.data.image_sizes, state.step - span.first_step, span.steps)
+            seconds = warm_up(setup, sizes, take_step, self._is_to_stop)
             state.warm_up_seconds += seconds
             self.began += seconds
         while state.step < span.end_step:
@@ -340,6 +341,10 @@ class _Job:
         """Raise Diverged where the loss over the window in `state` is not a number."""
         if not np.isfinite(state.window_loss + state.window_penalty):
             raise self._diverged("the loss")
+
+    def _is_to_stop(self) -> bool:
+        """Whether this process, and no other with it, is to save and stop."""
+        return self.ranks.count == 1 and bool(self.stop.signal_number or self._out_of_time())
 
     def _out_of_time(self) -> int:
         return OUT_OF_TIME if self.ends_at is not None and time.perf_counter() >= self.ends_at else 0

@@ -114,4 +114,9 @@ def forward_backward(
 
 def size_at(sizes: tuple[int, ...], step: int, total_steps: int) -> int:
     """The side of the training images in step `step`: each of `sizes` gets an equal share of the steps."""
-    return sizes[min(len(sizes) - 1, step * len(sizes) // total_steps)]
+    return sizes_from(sizes, step, total_steps)[0]
+
+
+def sizes_from(sizes: tuple[int, ...], step: int, total_steps: int) -> tuple[int, ...]:
+    """The sides of the training images in step `step` and in those after it, in their order."""
+    return sizes[min(len(sizes) - 1, step * len(sizes) // total_steps) :]

@@ -24,9 +24,18 @@ GRAPH_STEPS = 4
 or third, and first replayed in the one after it."""
 
 
-def warm_up(setup: Setup, sizes: Sequence[int], step: Callable[[Setup, int, int], object]) -> float:
+def warm_up(
+    setup: Setup,
+    sizes: Sequence[int],
+    step: Callable[[Setup, int, int], object],
+    is_to_stop: Callable[[], bool],
+) -> float:
     """Take steps with images of each of `sizes` pixels a side by `step(setup, number, size)`, undo them, and
-    return the seconds that it took."""
+    return the seconds that it took.
+
+    Where `is_to_stop` says so the sizes after the first one are left out: the training takes one step more
+    before it saves and stops, and each of the others may take a minute to compile.
+    """
     began = time.perf_counter()
     before = _Kept(setup)
     steps = GRAPH_STEPS if setup.recipe.compute.cuda_graphs else STEPS
@@ -34,6 +43,8 @@ def warm_up(setup: Setup, sizes: Sequence[int], step: Callable[[Setup, int, int]
         for size in dict.fromkeys(sizes):
             for number in range(steps):
                 step(setup, number, size)
+            if is_to_stop():
+                break
         wait_for(setup.device)
     finally:
         before.put_back()
