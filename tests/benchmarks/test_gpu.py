@@ -1,9 +1,11 @@
 """The script that spends a GPU's minutes: which job is next, what is kept, and the whole of it in small."""
 
+import argparse
 import dataclasses
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +80,7 @@ def test_trainings_that_took_longer_than_expected_make_the_others_longer():
 def test_a_training_longer_than_a_call_is_begun_and_gone_on_with_in_pieces():
     jobs = [training("huge", 2000)]
     assert chosen(jobs, left=500) == Start(jobs[0])
-    assert chosen(jobs, left=plan.PIECE_SECONDS - 1) is None
+    assert chosen(jobs, left=plan.START_SECONDS + plan.PIECE_SECONDS - 1) is None
     state = State({"huge": {"status": "paused", "share": 0.9}})
     assert chosen(jobs, state, left=100) == Start(jobs[0])
 
@@ -93,7 +95,43 @@ def test_best_is_shortened_to_what_is_left_and_stays_so():
     assert chosen([best], left=5000, every=6000) == Start(best, 1.0)
     state = State({"best": {"status": "paused", "fraction": 0.25, "share": 0.5}})
     assert chosen([best], state, left=5000) == Start(best, 0.25)
-    assert chosen([best], left=plan.PIECE_SECONDS - 1) is None
+
+
+def test_best_is_not_spent_on_a_fraction_of_what_a_call_has_room_for():
+    best = training("best", plan.START_SECONDS + 1000, shortens=True, alone=True)
+    assert chosen([best], left=plan.START_SECONDS + 99) is None
+    assert chosen([best], left=plan.START_SECONDS + 100) == Start(best, 0.1)
+    every = plan.START_SECONDS + 120  # a short call: half of its 0.12 will do
+    assert chosen([best], left=plan.START_SECONDS + 80, every=every) == Start(best, 0.08)
+    assert chosen([best], left=plan.START_SECONDS + 59, every=every) is None
+
+
+def test_a_piece_is_left_for_the_steps_after_the_compiling():
+    compiled = Job("best", 2000, recipes.find("best_resnet18"))
+    state = State({"best": {"status": "paused", "share": 0.1}})
+    least = plan.START_SECONDS + plan.COMPILE_SECONDS + plan.PIECE_SECONDS
+    assert chosen([compiled], state, left=least) == Start(compiled)
+    assert chosen([compiled], state, left=least - 1) is None
+
+
+def test_what_takes_another_jobs_answer_waits_for_it():
+    length, timed = command("length", 240), dataclasses.replace(command("timed"), after=("length",))
+    assert chosen([length, timed], left=200) is None
+    assert chosen([length, timed], State({"length": {"status": "finished"}}), left=200) == Start(timed)
+    assert chosen([length, timed], State({"length": {"failures": 2}}), left=200) == Start(timed)
+    assert chosen([timed], left=200) == Start(timed)  # --jobs left the other out
+
+
+def test_what_failed_compiled_is_tried_again_without():
+    compiled = Job("best", 100, recipes.find("best_resnet18"))
+    assert chosen([compiled]) == Start(compiled)
+    state = State({"best": {"status": "failed", "failures": 1}})
+    assert chosen([compiled], state) == Start(compiled, eager=True)
+    state.jobs["best"] |= {"share": 0.5}  # it had compiled, and its checkpoint is of that recipe
+    assert chosen([compiled], state) == Start(compiled)
+    state.jobs["best"] |= {"eager": True}
+    assert chosen([compiled], state) == Start(compiled, eager=True)
+    assert chosen([training("a")], State({"a": {"failures": 1}})) == Start(training("a"))
 
 
 def test_a_job_that_failed_is_tried_once_more():
@@ -228,6 +266,49 @@ def test_all_of_it_in_small(shapes_pack, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "trainings", lambda published: small_list())
     assert gpu.main() == 0
     assert "sun_vanilla-s0" in capsys.readouterr().out
+
+
+@pytest.fixture
+def options(tmp_path):
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    return argparse.Namespace(
+        out=tmp_path / "out", pack=tmp_path / "pack", device="cpu", lanes=1, minutes=1.0
+    )
+
+
+def test_a_process_that_takes_a_while_to_die_gets_no_more_work(options, tmp_path, monkeypatch):
+    """Nobody would hear of that work again, and the minutes would have no end."""
+    (tmp_path / "gpu.py").write_text(
+        "import os, sys, time\nsys.stdin.readline()\nos.close(1)\ntime.sleep(0.5)\nos._exit(1)\n"
+    )
+    monkeypatch.setattr(driver, "HERE", tmp_path)
+    monkeypatch.setattr(driver.signal, "signal", lambda *_: None)
+    one = driver.Driver(options, [training("a", 20)], State())
+    done = threading.Thread(target=one.run, daemon=True)
+    done.start()
+    done.join(30)
+    assert not done.is_alive()
+    assert one.state.jobs["a"]["failures"] == plan.ATTEMPTS
+
+
+def test_what_was_told_to_stop_has_not_failed(options):
+    one, job = driver.Driver(options, [], State()), training("a")
+    (lane,) = one.lanes
+    for told, status in ((True, "paused"), (False, "failed")):
+        lane.job = job
+        one._told[:] = [job] if told else []
+        one._ended(lane, None)
+        assert one.state.jobs["a"]["status"] == status
+
+
+def test_a_share_of_which_nothing_was_trained_is_chosen_anew(options):
+    job = training("best", shortens=True)
+    one = driver.Driver(options, [], State({"best": {"fraction": 0.2}, "a": {}}))
+    (lane,) = one.lanes
+    for known, kept in (({"fraction": 0.2}, False), ({"fraction": 0.2, "share": 0.5}, True)):
+        one.state.jobs["best"], lane.job = known, job
+        one._ended(lane, {"status": "failed", "error": "out of memory"})
+        assert ("fraction" in one.state.jobs["best"]) == kept
 
 
 def small_list():

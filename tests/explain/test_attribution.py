@@ -303,3 +303,17 @@ def test_methods_are_found_by_name():
         find_methods(["salincy"])
     with pytest.raises(TinlabError, match="none is named"):
         find_methods([])
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 3, 28, 28)])
+def test_no_pixel_of_a_map_is_lost_where_it_is_made_smaller(shape):
+    for row in range(0, 28, 5):
+        for column in range(28):
+            peak = torch.zeros(shape)
+            peak[..., row, column] = 1
+            assert maps.at_size(peak, 8).sum() > 0, (row, column)
+    flat = torch.ones(shape)
+    assert torch.allclose(maps.at_size(flat, 8), torch.ones(*shape[:-2], 8, 8))
+    whole = torch.rand(1, 8, 8)
+    wider = F.interpolate(whole[None], size=(16, 16), mode="bilinear")[0]
+    assert torch.equal(maps.at_size(whole, 16), wider)

@@ -6,10 +6,11 @@ import torch
 from nets import Smooth, TwoConvolutions, images
 from scipy.stats import spearmanr
 
+from tinlab import models, recipe
 from tinlab.errors import TinlabError
 from tinlab.explain import attribution as maps
 from tinlab.explain import from_split
-from tinlab.explain.sanity import cascade, check, randomised, rank_correlation
+from tinlab.explain.sanity import cascade, check, layers_in_order, randomised, rank_correlation
 
 
 def test_the_rank_correlation_is_scipys():
@@ -43,6 +44,18 @@ def test_the_cascade_goes_from_the_last_layer_to_all():
         ("conv2", 2),
         ("conv1", 3),
     ]
+
+
+def test_layers_come_in_the_order_of_the_pass_and_not_of_their_names():
+    net = models.build(recipe.Model(name="trinext_small"), 10).eval()
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    order = layers_in_order(net, x)
+    assert sorted(order) == sorted(
+        name for name, one in net.named_modules() if list(one.parameters(recurse=False))
+    )
+    first_of = {stage: min(order.index(n) for n in order if n.startswith(stage)) for stage in
+                ("stages.0", "downsamplings.0", "stages.1", "downsamplings.1", "stages.2")}  # fmt: skip
+    assert list(first_of.values()) == sorted(first_of.values())
 
 
 def test_maps_of_a_trained_network_change_with_its_weights(network, shapes_pack):

@@ -66,6 +66,8 @@ def test_all_numbers_are_of_one_share_of_the_length():
     assert said(text, mixed) is None
     assert said(text, short) == "20.00 30.00 (All at 0.1 of each training's length.)"
     assert said(text, short, full=True) is None
+    assert said(text, short, full=False) is not None
+    assert said(text, [*short, line("yu_vgg"), line("yu_resnet20")], full=False) is None
     assert said(text, [*short, line("yu_vgg"), line("yu_resnet20", top1=51.0)]) == "50.00 51.00"
 
 

@@ -76,6 +76,30 @@ def test_it_is_taken_with_every_size_and_is_not_on_the_clock(tiny_recipe, shapes
     assert run.result["elapsed_seconds"] < run.result["train_seconds"] + 30
 
 
+def test_it_is_taken_with_the_sizes_to_come_and_the_first_of_them_where_time_is_up(
+    tiny_recipe, shapes_pack, tmp_path, monkeypatch
+):
+    seen, step = [], loop.take_step
+
+    def watched(setup, number, size):
+        seen.append(size)
+        return step(setup, number, size)
+
+    monkeypatch.setattr(loop, "take_step", watched)
+    recipe = changed(tiny_recipe, ["schedule.steps=4", "data.image_sizes=[16,24,32,32]"])
+    options = {"device": "cpu", "stop_after_seconds": 1e-9, "warm_up": True}
+    with pytest.raises(endings.TimeIsUp) as stopped:
+        loop.train(recipe, shapes_pack, tmp_path, **options)
+    assert seen == [16, 16, 16]
+    seen.clear()
+    with pytest.raises(endings.TimeIsUp):
+        loop.resume(stopped.value.run, **options)
+    assert seen == [24, 24, 24]
+    seen.clear()
+    loop.resume(stopped.value.run, device="cpu", warm_up=True)
+    assert seen == [32, 32, 32, 32]  # two that are undone, and two that are left
+
+
 def test_a_resumed_run_warms_up_too_and_ends_as_if_it_had_not(tiny_recipe, shapes_pack, tmp_path):
     recipe = changed(tiny_recipe, ["schedule.steps=5", "optimizer.ema_decay=0.9"])
     whole = loop.train(recipe, shapes_pack, tmp_path / "whole", seed=1, device="cpu")

@@ -12,6 +12,7 @@ needs to know no layer's initialisation and their sizes stay as they were.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,27 @@ def randomised(model: nn.Module, layers: Sequence[str], *, seed: int = 0) -> nn.
     return made
 
 
+def layers_in_order(model: nn.Module, inputs: Tensor) -> list[str]:
+    """The modules of `model` with parameters of their own, in the order in which they are done with an image
+    of `inputs` (B, 3, H, W); before them those that are not called as modules."""
+    eager: nn.Module = getattr(model, "_orig_mod", model)
+    names = [name for name, one in eager.named_modules() if any(True for _ in one.parameters(recurse=False))]
+    place = dict.fromkeys(names, -1)
+    calls = itertools.count()
+
+    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
+        return eager.get_submodule(name).register_forward_hook(lambda *_: place.update({name: next(calls)}))
+
+    handles = [watch(name) for name in names]
+    try:
+        with torch.no_grad():
+            eager(inputs[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sorted(names, key=place.__getitem__)
+
+
 def cascade(
     attribute: Callable[[nn.Module, Tensor, Tensor], Tensor],
     model: nn.Module,
@@ -72,11 +94,7 @@ def cascade(
     """How the maps of `attribute` change as layers are randomised, in up to `points` equal strides from the
     last layer alone to all of them."""
     whole = attribute(model, inputs, targets)
-    layers = [
-        name
-        for name, module in getattr(model, "_orig_mod", model).named_modules()
-        if any(True for _ in module.parameters(recurse=False))
-    ][::-1]
+    layers = layers_in_order(model, inputs)[::-1]
     found = []
     for count in sorted({round(n) for n in np.linspace(1, len(layers), points)}):
         changed = attribute(randomised(model, layers[:count], seed=seed), inputs, targets)

@@ -14,8 +14,8 @@ beside), which the paper reports; or a measure of a row that is a command; or, o
 `clear(A, B)` whether its 95% interval leaves out 0.
 
 A remark is shown where everything that it names was measured, at one and the same share of each length, the
-largest there is, and where `when` holds. `full = true` shows it at full length alone. So two remarks can say
-what either outcome means before there is one. `question` makes it a conclusion about something that a paper
+largest there is, and where `when` holds. `full = true` shows it at full length alone, and `full = false`
+at less alone. So two remarks can say what either outcome means before there is one. `question` makes it a conclusion about something that a paper
 left open.
 """
 
@@ -63,7 +63,7 @@ class Remark:
     when: str = "1 == 1"
     question: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
-    full: bool = False
+    full: bool | None = None
 
 
 class _NotMeasured(Exception):
@@ -128,7 +128,7 @@ def shown(remark: Remark, lines: Sequence[Line], measures: Mapping[str, Sequence
     share = 1.0
     if measured := _measured(remark):
         common = set.intersection(*(subject.shares(lines) for subject in measured))
-        if not common or (remark.full and 1.0 not in common):
+        if not common or remark.full not in (None, 1.0 in common):
             return None
         share = max(common)
     numbers = _Numbers(remark, lines, measures, share)
