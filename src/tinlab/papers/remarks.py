@@ -14,9 +14,9 @@ beside), which the paper reports; or a measure of a row that is a command; or, o
 `clear(A, B)` whether its 95% interval leaves out 0.
 
 A remark is shown where everything that it names was measured, at one and the same share of each length, the
-largest there is, and where `when` holds. `full = true` shows it at full length alone, and `full = false`
-at less alone. So two remarks can say what either outcome means before there is one. `question` makes it a conclusion about something that a paper
-left open.
+largest there is, and where `when` holds. `full = true` shows it at full length alone, and `full = false` at
+less alone. So two remarks can say what either outcome means before there is one. `question` makes it a
+conclusion about something that a paper left open.
 """
 
 from __future__ import annotations
