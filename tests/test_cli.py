@@ -186,6 +186,7 @@ def test_progress_and_notes_stay_out_of_the_output(recipe_file, shapes_pack, tmp
 
 BAD = {
     "no data": (["train", "demo"], "data download"),
+    "data without a name": (["evaluate", "RUN", "--data", ""], "--data is empty"),
     "no such data": (["train", "demo", "--data", "nowhere"], "nowhere"),
     "unknown recipe": (["train", "fast_cpuu", "--data", "PACK"], "fast_cpu"),
     "recipe is no json": (["train", "TEXT", "--data", "PACK"], "not JSON"),
