@@ -77,12 +77,13 @@ def from_split(
 ) -> list[Chosen]:
     """`images` images drawn with `seed`, in the split's order, or those in rows `indices`.
 
-    Raises TinlabError where the split has no such row.
+    Raises TinlabError where the split has no such row, or is damaged.
     """
     if images < 1:
         raise TinlabError(f"images is {images}; give 1 or more")
     if not len(split):
         raise TinlabError(f"{split.pack.path} has no images in {split.name}; choose another split")
+    split.verify_once()
     for index in indices:
         if not 0 <= index < len(split):
             raise TinlabError(f"index: {split.name} has rows 0 to {len(split) - 1}, and no row {index}")
