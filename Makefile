@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/tinlab demo $(if $(DATA),--data $(DATA))
+	$(BIN)/tinlab demo $(if $(DATA),--data "$(DATA)")
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto
@@ -30,7 +30,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/table.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/table.py $(if $(DATA),--data "$(DATA)")
 	$(BIN)/python benchmarks/performance.py
 
 # hours: hundreds of kills, ten thousands of inputs; results/trials.csv and docs/reliability.md

@@ -186,6 +186,7 @@ def test_progress_and_notes_stay_out_of_the_output(recipe_file, shapes_pack, tmp
 
 BAD = {
     "no data": (["train", "demo"], "data download"),
+    "data without a name": (["evaluate", "RUN", "--data", ""], "--data is empty"),
     "no such data": (["train", "demo", "--data", "nowhere"], "nowhere"),
     "unknown recipe": (["train", "fast_cpuu", "--data", "PACK"], "fast_cpu"),
     "recipe is no json": (["train", "TEXT", "--data", "PACK"], "not JSON"),
@@ -197,6 +198,10 @@ BAD = {
     "unknown device": (["train", "demo", "--data", "PACK", "--device", "abacus"], "abacus"),
     "no such device": (["train", "demo", "--data", "PACK", "--device", "cuda:99"], "cuda:99"),
     "augment at no size": (["augment", "sun_heavy", "--data", "PACK", "--size", "0"], "--size"),
+    "a split of no policy": (["augment", "--split", "val"], "--split is for the picture of a policy"),
+    "a picture of no policy": (["augment", "--out", "OUT"], "--out is for the picture of a policy"),
+    "a batch that is not timed": (["models", "--batch-size", "8"], "--batch-size goes with --speed"),
+    "a device that is not used": (["models", "resnet18", "--device", "cpu"], "--device goes with --speed"),
     "policy that is not there": (["augment", "nope", "--data", "PACK"], "sun_heavy"),
     "misspelt policy": (["train", "demo", "--data", "PACK", "--set", "augment=sun_hevy"], "sun_heavy'?"),
     "network that is not there": (["models", "resnet19"], "resnet18"),

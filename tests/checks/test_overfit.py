@@ -8,15 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import xxhash
 from torch import nn
 
 from tinlab.checks.charts import overfit_chart
 from tinlab.checks.diagnosis import Activation, Evidence, Layer, Look, _one_pass, best_possible, diagnose
 from tinlab.checks.overfit import left_on, overfit, without_regularisation
 from tinlab.checks.small_pack import small_pack
-from tinlab.data.pack import Pack
+from tinlab.data.pack import HEADER_BYTES, Pack, block_rows, digest_of_digests
 from tinlab.drawing import save_png
 from tinlab.errors import TinlabError
+from tinlab.files import write_json
 from tinlab.recipe import (
     Data,
     DropConnect,
@@ -132,6 +134,10 @@ def test_one_image_with_two_labels_is_named(recipe, shapes_pack, tmp_path):
     images = np.load(tmp_path / "pack" / "few.npy")
     images[other] = images[first]
     np.save(tmp_path / "pack" / "few.npy", images)
+    header, step = (tmp_path / "pack" / "few.npy").read_bytes()[:HEADER_BYTES], block_rows(images.shape[1])
+    pieces = [header, *(images[at : at + step].tobytes() for at in range(0, len(images), step))]
+    pack.info.files["few.npy"] = digest_of_digests(map(xxhash.xxh3_128_digest, pieces))
+    write_json(tmp_path / "pack" / "pack.json", pack.info.to_json())
     failed = check(recipe, Pack.open(tmp_path / "pack"), steps=30)
     assert not failed.passed
     assert causes(failed)[0] == "identical images have different labels"

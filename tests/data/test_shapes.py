@@ -308,6 +308,29 @@ def test_a_strangers_files_are_not_touched(tmp_path: Path, kind: str) -> None:
     assert place.is_symlink() == (kind == "link")
 
 
+@pytest.mark.parametrize(
+    "marker",
+    ["", "[]", '{"train": 5}', '{"train": [1], "val": 2, "test": 4, "classes": 3, "seed": 0, "version": 1}'],
+)
+def test_a_file_of_the_markers_name_does_not_make_a_folder_ours(tmp_path: Path, marker: str) -> None:
+    place = tmp_path / "set"
+    place.mkdir()
+    (place / "shapes.json").write_text(marker)
+    before = contents(tmp_path)
+    with pytest.raises(TinlabError, match="were not rendered"):
+        render(place, **SMALL)
+    assert contents(tmp_path) == before
+
+
+def test_a_rendered_set_to_which_something_was_added_is_not_replaced(tmp_path: Path) -> None:
+    folder = render(tmp_path / "set", **SMALL)
+    (folder / "thesis.tex").write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(TinlabError, match="were not rendered"):
+        render(folder, **SMALL, seed=1)
+    assert contents(tmp_path) == before
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(TinlabError, match="file/set cannot be written"):

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import xxhash
 from PIL import Image
 
-from tinlab.data.pack import ClassInfo
+from tinlab.data.pack import ClassInfo, Pack
 from tinlab.data.words import find_class, short_names
 from tinlab.errors import TinlabError
 from tinlab.evaluation.predict import forward
@@ -58,6 +61,19 @@ def test_an_image_is_found_on_the_disk_and_by_its_name(shapes_pack, tmp_path):
     assert from_name(str(own), refuse) == Chosen("own.png", own)
     with pytest.raises(TinlabError, match="neither a file nor the name of an image"):
         from_name("test_99999.JPEG", lambda: shapes_pack)
+
+
+def test_a_name_that_several_images_have_is_refused_and_a_whole_one_taken(shapes_pack, tmp_path):
+    pack = Pack.open(shutil.copytree(shapes_pack.path, tmp_path / "pack"))
+    names = [f"{folder}/{row}.jpg" for folder in "abcdef" for row in (1, 2)]
+    names = [*names, "1.jpg", *shapes_pack.split("val").names[13:]]
+    (pack.path / "val.names.json").write_text(json.dumps(names))
+    digest = xxhash.xxh3_128_hexdigest((pack.path / "val.names.json").read_bytes())
+    pack.info.files["val.names.json"] = digest
+    with pytest.raises(TinlabError, match=r"6 images .* a/2\.jpg \(val\), .* e/2\.jpg \(val\), …; name one"):
+        from_name("2.jpg", lambda: pack)
+    for name, row in (("c/2.jpg", 5), ("1.jpg", 12)):
+        assert np.array_equal(from_name(name, lambda: pack).image, pack.split("val").images[row])
 
 
 def test_the_true_class_is_explained_where_it_is_known(network, shapes_pack):

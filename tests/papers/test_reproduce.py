@@ -196,6 +196,21 @@ def test_every_recipe_of_a_study_is_shortened_and_changed(how, monkeypatch):
     assert asked["folder"].name == "sun_blocks-budget-0.1-model.width-8"
 
 
+@pytest.mark.parametrize(("name", "lines"), [("sun_vanilla", 1), ("sun_variants", 6)])
+def test_what_another_network_has_no_place_for_is_told(name, lines, how, monkeypatch):
+    def enough(*_, **__):
+        raise TinlabError("enough")
+
+    monkeypatch.setattr(module, "run_study", enough)
+    monkeypatch.setattr(loop, "train", enough)
+    said: list[str] = []
+    other = How(how.settings, how.out, changes=("model.name=vgg16",))
+    with pytest.raises(TinlabError, match="enough"):
+        reproduce(row(name), other, say=said.append)
+    assert len(said) == lines
+    assert all(": left out, as vgg16 has none: model." in line for line in said)
+
+
 def test_a_row_says_what_its_runs_are(how):
     full = How(how.settings, how.out)
 
@@ -247,6 +262,8 @@ BAD = {
     "no budget": (["reproduce", "sun_final", "--budget", "0"], "--budget"),
     "too much": (["reproduce", "sun_final", "--budget", "2"], "--budget"),
     "a budget of a list": (["reproduce", "--budget", "0.5"], "name a row"),
+    "jobs of a list": (["reproduce", "--jobs", "2"], "name a row"),
+    "jobs of one recipe": (["reproduce", "sun_final", "--jobs", "2"], "--jobs is for studies"),
     "no data": (["reproduce", "sun_final", "--data", "nowhere"], "nowhere"),
     "no file": (["results", "--file", "nothing.csv"], "nothing.csv"),
     "a file alone": (["reproduce", "sun_final", "--file", "x.csv"], "--add-results"),

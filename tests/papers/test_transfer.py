@@ -96,6 +96,12 @@ def test_no_images_are_refused(small, shapes_pack, tmp_path):
         transfer(small, shapes_pack, tmp_path, images_per_class=(0,))
 
 
+def test_more_images_than_b_has_are_refused_before_anything_is_made(small, shapes_pack, tmp_path):
+    with pytest.raises(TinlabError, match=r"28 images .* more .* 27 of its smallest class in train;"):
+        transfer(small, shapes_pack, tmp_path / "t", images_per_class=(2, 28), fraction=0.01, device="cpu")
+    assert not (tmp_path / "t").exists()
+
+
 def test_a_recipe_that_has_seen_other_images_is_refused(small, shapes_pack, tmp_path):
     with pytest.raises(TinlabError, match="take a recipe from scratch"):
         transfer(changed(small, ["model.weights=imagenet"]), shapes_pack, tmp_path)

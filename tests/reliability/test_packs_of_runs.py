@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tinlab import runs
+from tinlab.checks.small_pack import small_pack
 from tinlab.data.pack import Pack
+from tinlab.data.subset import half, subset_pack
 from tinlab.errors import TinlabError
+from tinlab.evaluating import predictions_of, robustness
+from tinlab.explain import from_split
 from tinlab.recipe import changed
+from tinlab.serve.samples import find_samples
 from tinlab.training import checkpoint, loop
 
 
@@ -153,10 +159,41 @@ def test_a_pack_that_went_away_is_told_and_the_run_goes_on_once_it_is_back(recip
 def test_a_pack_is_read_once_by_a_process_as_long_as_it_stays(pack, monkeypatch):
     read = []
     verify = Pack.verify
-    monkeypatch.setattr(Pack, "verify", lambda self: (read.append(self.path), verify(self)))
+    monkeypatch.setattr(Pack, "verify", lambda self, files: (read.append(files), verify(self, files)))
     pack.verify_once()
     Pack.open(pack.path).verify_once()
+    pack.split("val").verify_once()
     assert len(read) == 1
     os.utime(pack.path / "val.npy", ns=(0, 1))
+    pack.split("tune").verify_once()
+    assert len(read) == 1
+    pack.split("val").verify_once()
     pack.verify_once()
-    assert len(read) == 2
+    assert read[1:] == [["val.npy"]]
+
+
+def test_a_changed_byte_is_never_measured(recipe, pack, tmp_path):
+    run = loop.train(recipe, pack, tmp_path / "runs", device="cpu").path
+    saved = predictions_of(run, device="cpu")
+    shutil.rmtree(run / "predictions")
+    mend = spoil(pack.path / "val.npy")
+    for measure in (predictions_of, robustness):
+        with pytest.raises(TinlabError, match=r"val\.npy is not what was packed"):
+            measure(run, device="cpu")
+    assert not (run / "predictions").exists()
+    with pytest.raises(TinlabError, match=r"val\.npy is not what was packed"):
+        find_samples([], pack.path)
+    with pytest.raises(TinlabError, match=r"val\.npy is not what was packed"):
+        from_split(Pack.open(pack.path).split("val"))
+    mend()
+    assert torch.equal(torch.tensor(predictions_of(run, device="cpu").logits), torch.tensor(saved.logits))
+
+
+def test_a_changed_byte_does_not_get_into_another_pack(pack, tmp_path):
+    spoil(pack.path / "train.npy")
+    with pytest.raises(TinlabError, match=r"train\.npy is not what was packed"):
+        subset_pack(pack, half(pack, "A"), tmp_path / "half")
+    with pytest.raises(TinlabError, match=r"train\.npy is not what was packed"):
+        small_pack(pack, "train", np.arange(4), tmp_path / "few")
+    assert not (tmp_path / "half").exists()
+    assert not (tmp_path / "few").exists()

@@ -361,6 +361,15 @@ def test_another_pack_is_refused(run: Path, tmp_path: Path) -> None:
         write_report(run, pack=other)
 
 
+def test_a_damaged_pack_is_not_shown(run: Path, tmp_path: Path) -> None:
+    pack = made_pack(tmp_path / "damaged")
+    images = np.load(pack.path / "val.npy")
+    images[0, 0, 0, 0] ^= 1
+    np.save(pack.path / "val.npy", images)
+    with pytest.raises(TinlabError, match=r"val\.npy is not what was packed"):
+        write_report(run, pack=pack)
+
+
 def test_another_place(run: Path, tmp_path: Path) -> None:
     assert write_report(run, out=tmp_path / "new" / "page.html") == tmp_path / "new" / "page.html"
     (tmp_path / "file").write_text("")

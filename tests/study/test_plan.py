@@ -96,6 +96,14 @@ def test_suns_blocks_are_six_recipes_that_differ_in_depth_and_block():
     assert {r.provenance["model.block_order"].kind for r in found} == {"stated"}
 
 
+def test_a_recipe_is_named_as_it_is_elsewhere(tiny_recipe, tmp_path):
+    (tmp_path / "recipe.json").write_text(tiny_recipe.model_dump_json())  # as a run's folder has it
+    found = find([str(tmp_path), "fast_cpu-budget-0.1"], STUDIES)
+    assert found.recipes == (tiny_recipe, recipes.find("fast_cpu-budget-0.1"))
+    with pytest.raises(TinlabError, match="no study or recipe 'fast_cpuu'; try fast_cpu"):
+        find(["fast_cpuu"], STUDIES)
+
+
 BAD = {
     "two of a name": ({"recipes": ["demo", {**recipes.find("demo").model_dump(), "summary": "x"}]}, "demo"),
     "unknown recipe": ({"recipes": ["dmo"]}, "dmo"),

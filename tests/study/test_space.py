@@ -6,7 +6,7 @@ import pytest
 
 from tinlab.errors import TinlabError
 from tinlab.recipe import changed
-from tinlab.study.space import Choice, Range, check_space, parse_space, with_values
+from tinlab.study.space import Choice, Range, check_space, fitted, parse_space, with_values
 
 
 def test_ranges_and_choices():
@@ -26,6 +26,23 @@ def test_a_range_of_fractions_is_none_of_whole_numbers(tiny_recipe):
         check_space(parse_space(["schedule.steps=5.0:10.0"]), tiny_recipe)
 
 
+def test_whole_ends_mean_whole_numbers_only_where_the_field_is_one(tiny_recipe):
+    texts = [
+        "optimizer.weight_decay=0:1",
+        "model.width=1:8:log",
+        "augment.0.probability=0:1",
+        "model.stem=a|b",
+    ]
+    found = fitted(parse_space(texts), tiny_recipe)
+    assert {path: getattr(one, "whole", None) for path, one in found.items()} == {
+        "optimizer.weight_decay": False,
+        "model.width": True,
+        "augment.0.probability": False,
+        "model.stem": None,
+    }
+    assert found["model.width"] == Range(1, 8, log=True)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -35,6 +52,7 @@ def test_a_range_of_fractions_is_none_of_whole_numbers(tiny_recipe):
         ("optimizer.peak_lr=0:1:log", "logarithm"),
         ("optimizer.peak_lr=a:b", "no number"),
         ("optimizer.peak_lr=0:inf", "no number"),
+        ("optimizer.peak_lr=0:1" + 400 * "0", "no number"),
         ("model.stem=a||b", "empty"),
         ("model.stem=a|a", "twice"),
     ],

@@ -18,6 +18,7 @@ def small_pack(pack: Pack, split_name: str, rows: np.ndarray, folder: Path) -> P
     network as they would in training.
     """
     split = pack.split(split_name)
+    split.verify_once()  # the new digests would vouch for whatever is read
     images, labels = np.array(split.images[rows]), split.labels[rows]
     folder.mkdir(parents=True)
     np.save(folder / "few.npy", images)

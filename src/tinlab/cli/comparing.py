@@ -33,7 +33,7 @@ def compare(
     from tinlab.evaluating.comparing import disagreements
     from tinlab.runs import open_run
 
-    pack = open_data(data) if data else None
+    pack = open_data(data) if data is not None else None
     with bars() as watch:
         found = compare_runs(runs, split=split, pack=pack, device=device, watch=watch)
     if out is not None:

@@ -40,7 +40,10 @@ def render(
     seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
-    """Draw a stand-in data set, in the official layout, for work without a network."""
+    """Draw a stand-in data set, in the official layout, for work without a network.
+
+    FOLDER is a new or empty one; a set that was rendered there before is replaced.
+    """
     from tinlab.data import shapes
 
     with terminal.counting("draw the images") as count:

@@ -40,7 +40,9 @@ def ensemble(
         raise TinlabError(f"there is no rule '{rule}'; there are: {', '.join(RULES)}")
     if out is not None and out.is_dir():
         raise TinlabError(f"--out {out} is a folder; name a file, such as {out / 'ensemble.json'}")
-    found = compare_rules(runs, split=split, pack=open_data(data) if data else None, device=device)
+    found = compare_rules(
+        runs, split=split, pack=open_data(data) if data is not None else None, device=device
+    )
     if out is not None:
         save_ensemble(found, out, rule or DEFAULT_RULE)
     if json:
@@ -143,7 +145,9 @@ def submit(
 
     if out.is_dir():
         raise TinlabError(f"--out {out} is a folder; name a file, such as {out / 'submission.txt'}")
-    made = write_answers(source, out, split=split, pack=open_data(data) if data else None, device=device)
+    made = write_answers(
+        source, out, split=split, pack=open_data(data) if data is not None else None, device=device
+    )
     if json:
         shown = {"submission": str(out.resolve()), "split": split, "images": made.images}
         terminal.show_json({**shown, "top1_percent": made.top1_percent})

@@ -113,10 +113,14 @@ def explain(
     first = open_run(runs[0])
 
     def pack() -> Pack:
-        return open_data(data) if data else Pack.open(first.pack)
+        return open_data(data) if data is not None else Pack.open(first.pack)
 
     if mode in ("errors", "label-errors"):
-        about: dict[str, Any] = {"split": split, "device": device, "pack": open_data(data) if data else None}
+        about: dict[str, Any] = {
+            "split": split,
+            "device": device,
+            "pack": open_data(data) if data is not None else None,
+        }
         if audit:
             predictions_of(runs[0], **about)  # what can go wrong does so before the audit
             about["audit"] = _audit(pack())

@@ -46,7 +46,7 @@ def export(
         int8=int8,
         images=images,
         calibration_images=calibration_images or CALIBRATION_IMAGES,
-        pack=open_data(data) if data else None,
+        pack=open_data(data) if data is not None else None,
     )
     if json:
         terminal.show_json(made.to_json())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, Device, Seed, app, write_picture
+from tinlab.cli.common import AsJson, DataOption, SeedOrNone, app, write_picture
 from tinlab.errors import TinlabError
 
 
@@ -73,11 +73,17 @@ def list_models(
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side in pixels.")] = 64,
     classes: Annotated[int, typer.Option(min=2, help="Outputs.")] = 200,
     speed: Annotated[bool, typer.Option("--speed", help="Measure images/s of training steps here.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="For --speed.")] = 128,
-    device: Device = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="For --speed.  [default: 128]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="For --speed: auto, cpu, cuda or mps.  [default: auto]")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """List the networks with what they cost, or draw the layers of one."""
+    for option, value in (("--batch-size", batch_size), ("--device", device)):
+        if value is not None and not speed:
+            raise TinlabError(f"{option} goes with --speed")
+
     from tinlab import models, networks
     from tinlab.compute import resolve_device
 
@@ -88,8 +94,8 @@ def list_models(
         else:
             terminal.show("\n".join(listed))
         return
-    how: dict[str, Any] = {"classes": classes, "image_size": image_size, "batch_size": batch_size}
-    timed_on = resolve_device(device) if speed else None
+    how: dict[str, Any] = {"classes": classes, "image_size": image_size, "batch_size": batch_size or 128}
+    timed_on = resolve_device("auto" if device is None else device) if speed else None
     if name is not None:
         found = networks.describe(name, set or [], timed_on=timed_on, **how)
         (terminal.show_json if json else terminal.show_layers)(found)
@@ -127,15 +133,17 @@ def augment(
         str | None, typer.Argument(metavar="[POLICY]", help="A policy's name, or a recipe's.")
     ] = None,
     data: DataOption = None,
-    split: str = "train",
-    images: Annotated[int, typer.Option(help="Rows.")] = 8,
-    columns: Annotated[int, typer.Option(help="Pictures a row; the first is the stored image.")] = 8,
+    split: Annotated[str | None, typer.Option(help="Where images are from.  [default: train]")] = None,
+    images: Annotated[int | None, typer.Option(help="Rows.  [default: 8]")] = None,
+    columns: Annotated[
+        int | None, typer.Option(help="Pictures a row; the first is the stored image.  [default: 8]")
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option(min=8, max=1024, help="Training size in pixels. Default: the stored one."),
     ] = None,
-    seed: Seed = 0,
-    out: Annotated[Path, typer.Option(metavar="PNG")] = Path("augment.png"),
+    seed: SeedOrNone = None,
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="[default: augment.png]")] = None,
     json: AsJson = False,
 ) -> None:
     """List the augmentation policies, or write a picture of what one does to some images."""
@@ -143,6 +151,12 @@ def augment(
     from tinlab.recipe import POLICIES
 
     if policy is None:
+        of_picture = {
+            "--data": data, "--split": split, "--images": images, "--columns": columns, "--size": size,
+            "--seed": seed, "--out": out,
+        }  # fmt: skip
+        if given := [option for option, value in of_picture.items() if value is not None]:
+            raise TinlabError(f"{given[0]} is for the picture of a policy; name one ({', '.join(POLICIES)})")
         listed = {name: make() for name, make in POLICIES.items()}
         if json:
             terminal.show_json({n: [o.model_dump(mode="json") for o in made] for n, made in listed.items()})
@@ -164,16 +178,16 @@ def augment(
     picture = gallery(
         operations,
         open_data(data),
-        split=split,
-        images=images,
-        columns=columns,
+        split="train" if split is None else split,
+        images=8 if images is None else images,
+        columns=8 if columns is None else columns,
         size=size,
-        seed=seed,
+        seed=seed or 0,
         title=policy,
     )
     if not json:
         terminal.show("\n".join(line for operation in operations for line in operation.lines()))
-    write_picture(picture, out, json)
+    write_picture(picture, out or Path("augment.png"), json)
 
 
 def _percent(value: float | None) -> str:

@@ -128,7 +128,9 @@ def search(
     space: Annotated[
         list[str] | None,
         typer.Option(
-            "--space", metavar="PATH=LOW:HIGH[:log]", help="What may change; or PATH=A|B|…; repeatable."
+            "--space",
+            metavar="PATH=LOW:HIGH[:log]",
+            help="What may change, in whole numbers where the field is one; or PATH=A|B|…; repeatable.",
         ),
     ] = None,
     set: Changes = None,

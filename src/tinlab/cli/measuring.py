@@ -66,7 +66,7 @@ def evaluate(
         if given is not None and not corruptions:
             raise TinlabError(f"{name} goes with --corruptions")
     opened = open_run(run)
-    pack = open_data(data) if data else None
+    pack = open_data(data) if data is not None else None
     with bars() as watch:
         found = measure_run(
             run,
@@ -254,7 +254,7 @@ def report(
         part, own = read_part(study)
         folders = folders or own
         out = out or study / "report.html"
-    pack = open_data(data) if data else None
+    pack = open_data(data) if data is not None else None
     for folder in folders if pack is None else ():
         try:
             pack_of(open_run(folder))

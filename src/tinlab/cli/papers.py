@@ -64,6 +64,7 @@ def reproduce(
             ("--budget", budget != 1),
             ("--set", bool(set)),
             ("--seeds", seeds is not None),
+            ("--jobs", jobs > 1),
         ):
             if given:
                 raise TinlabError(f"{option} changes how a row is run; name a row or a paper")
@@ -71,6 +72,8 @@ def reproduce(
             raise TinlabError("--add-results adds what is run; name a row or a paper")
         _list(rows, file, out, json)
         return
+    if jobs > 1 and not any(row.study for row in rows):
+        raise TinlabError(f"--jobs is for studies, and {name} trains one network after another; leave it out")
     _check_budget(budget)
     place = _place(file, add_results)
     _run(

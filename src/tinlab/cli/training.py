@@ -103,7 +103,7 @@ def train(
 
     pack: Pack | None
     if resume is not None:
-        pack = open_data(data) if data else None
+        pack = open_data(data) if data is not None else None
         with terminal.training() as watch:
             run = loop.resume(
                 resume,

@@ -9,9 +9,13 @@ from pathlib import Path
 
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
+from tinlab.files import read_json
 
 ARCHIVE = "tiny-imagenet-200.zip"
 FOLDER = "tiny-imagenet-200"
+
+DEFAULTS = {"image_size": 64, "tune_fraction": 0.1, "seed": 0}
+"""What 'tinlab data pack' packs with unless told otherwise, as pack.json says it."""
 
 HOW_TO_GET_DATA = (
     "no data found: name a data set or a pack with --data, set TINLAB_DATA, or run 'tinlab data download'; "
@@ -32,8 +36,11 @@ def find_source(stated: str | Path | None = None) -> Path | None:
     """The data set or pack that `stated` names, or else $TINLAB_DATA, or else what the cache folder holds.
 
     A folder may hold Tiny ImageNet's archive or folder, rather than be a data set. None where nothing is
-    stated and nothing is cached. Raises TinlabError where a stated place does not exist.
+    stated and nothing is cached. Raises TinlabError where a stated place does not exist, and where the cache
+    has several packs of which none was made with the default settings.
     """
+    if stated is not None and not str(stated):
+        raise TinlabError("--data is empty; name a pack or a data set, or leave it out")
     for origin, place in (("--data", stated), ("TINLAB_DATA", os.environ.get("TINLAB_DATA"))):
         if not place:
             continue
@@ -52,10 +59,29 @@ def find_source(stated: str | Path | None = None) -> Path | None:
                 f"{origin}: there is no {path}; name a pack, a data set, or a cached pack's name"
             )
         return _inside(path) or path
-    packs = sorted((cache_folder() / "packs").glob(f"{FOLDER}*/pack.json"))
-    if packs:
-        return packs[0].parent
-    return _inside(cache_folder())
+    return _cached_pack() or _inside(cache_folder())
+
+
+def _cached_pack() -> Path | None:
+    """The cached pack of Tiny ImageNet with the default settings, or else the only one there is."""
+    packs = [path.parent for path in sorted((cache_folder() / "packs").glob(f"{FOLDER}*/pack.json"))]
+    usual = [path for path in packs if _has_default_settings(path)]
+    if len(packs) > 1 and not usual:
+        raise TinlabError(
+            f"{cache_folder() / 'packs'} has several packs, none with the default settings "
+            f"({', '.join(path.name for path in packs)}); name one of them with --data"
+        )
+    return next(iter(usual or packs), None)
+
+
+def _has_default_settings(pack: Path) -> bool:
+    """Whether pack.json says that this is a whole data set as 'tinlab data pack SOURCE' packs it."""
+    try:
+        source = read_json(pack / "pack.json")["source"]
+        settings = source["settings"]
+        return "subset_of" not in source and all(settings[name] == value for name, value in DEFAULTS.items())
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: opening it says how
+        return False
 
 
 def default_pack_place(source: Path, image_size: int) -> Path:

@@ -52,12 +52,14 @@ def subset_pack(pack: Pack, classes: Sequence[str], out: str | Path) -> Pack:
     Every split keeps its images of these classes, in their order, and has moments of its own; images without
     a label are left out, and so is a split that is then empty. Where `out` is this very subset already it is
     opened as it is, and its `reused` is True; nothing else is ever overwritten. Raises TinlabError for an
-    unknown class, for fewer than two, and for an `out` that is taken or cannot be written.
+    unknown class, for fewer than two, for a pack that is damaged, and for an `out` that is taken or cannot be
+    written.
     """
     out = Path(out)
     chosen = _chosen(pack, classes)
     if out.exists() or out.is_symlink():
         return _existing(out, pack, chosen)
+    pack.verify_once()  # the new digests would vouch for whatever is read
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)

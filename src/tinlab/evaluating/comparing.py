@@ -152,14 +152,16 @@ def disagreements(comparison: Comparison, pack: Pack, *, each: int = 8, scale: i
     """A picture of images that only one of two runs gets right: a row for either side of each pair.
 
     Beneath each image stand its class, which one run found, and what the other took it for. The images are
-    spread evenly over all there are. Raises TinlabError where `pack` is not the one that was measured, or
-    there is no such image.
+    spread evenly over all there are. Raises TinlabError where `pack` is not the one that was measured, or is
+    damaged, or there is no such image.
     """
     from tinlab.data.grid import grid
 
     if pack.digest != comparison.pack_digest:
         raise TinlabError(f"{pack.path} is not the pack that the runs were compared on")
-    images = pack.split(comparison.split).images
+    split = pack.split(comparison.split)
+    split.verify_once()
+    images = split.images
     place = {int(index): row for row, index in enumerate(comparison.indices)}
     words = short_names(comparison.classes)
     tiles, captions = [], []

@@ -47,7 +47,8 @@ class Measured:
         return (folder if kind is None else folder / kind) / f"{name}{ending}"
 
     def opened(self) -> Split:
-        """The split. Raises TinlabError where the pack is gone, has changed, or does not fit the run."""
+        """The split, its files as they were packed. Raises TinlabError where the pack is gone, has changed,
+        is damaged, or does not fit the run."""
         pack, run = self.pack or Pack.open(self.run.pack), self.run
         if pack.digest != self.pack_digest:
             raise TinlabError(
@@ -60,7 +61,9 @@ class Measured:
                 f"{pack.path} has images of {pack.info.image_size} pixels and {run.path} takes "
                 f"{run.preprocessing.image_size}; pack the source with that --image-size"
             )
-        return pack.split(self.split)
+        found = pack.split(self.split)
+        found.verify_once()
+        return found
 
 
 def measured(path: str | Path, *, split: str = "val", pack: Pack | None = None) -> Measured:

@@ -77,12 +77,13 @@ def from_split(
 ) -> list[Chosen]:
     """`images` images drawn with `seed`, in the split's order, or those in rows `indices`.
 
-    Raises TinlabError where the split has no such row.
+    Raises TinlabError where the split has no such row, or is damaged.
     """
     if images < 1:
         raise TinlabError(f"images is {images}; give 1 or more")
     if not len(split):
         raise TinlabError(f"{split.pack.path} has no images in {split.name}; choose another split")
+    split.verify_once()
     for index in indices:
         if not 0 <= index < len(split):
             raise TinlabError(f"index: {split.name} has rows 0 to {len(split) - 1}, and no row {index}")
@@ -100,18 +101,27 @@ def from_split(
 
 def from_name(name: str, open_pack: Callable[[], Pack]) -> Chosen:
     """The image in file `name`: one on the disk, or else the pack's image of that name, such as
-    test_8715.JPEG. `open_pack` gives the pack where it is needed. Raises TinlabError where there is none."""
+    test_8715.JPEG, or train/n01443537/images/n01443537_0.JPEG, as the pack has it. `open_pack` gives the pack
+    where it is needed. Raises TinlabError where there is none, and where several are called so."""
     path = Path(name).expanduser()
     if path.is_file():
         return Chosen(name=path.name, image=path)
     pack = open_pack()
-    for part in pack.splits:
-        split = pack.split(part)
-        for row, stored in enumerate(split.names):
-            if name in (stored, PurePosixPath(stored).name):
-                (chosen,) = from_split(split, indices=[row])
-                return Chosen(PurePosixPath(stored).name, chosen.image, chosen.true)
-    raise TinlabError(f"file: {name} is neither a file nor the name of an image in {pack.path}")
+    splits = [pack.split(part) for part in pack.splits]
+    stored = [(split, row, whole) for split in splits for row, whole in enumerate(split.names)]
+    found = [one for one in stored if one[2] == name]
+    found = found or [one for one in stored if PurePosixPath(one[2]).name == name]
+    if not found:
+        raise TinlabError(f"file: {name} is neither a file nor the name of an image in {pack.path}")
+    if len(found) > 1:
+        listed = ", ".join(f"{whole} ({split.name})" for split, _, whole in found[:5])
+        raise TinlabError(
+            f"file: {len(found):,} images in {pack.path} are called {name}: {listed}"
+            f"{', …' if len(found) > 5 else ''}; name one as it stands there, or by --split and --index"
+        )
+    ((split, row, _),) = found
+    (chosen,) = from_split(split, indices=[row])
+    return Chosen(PurePosixPath(name).name, chosen.image, chosen.true)
 
 
 def explain(

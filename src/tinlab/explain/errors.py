@@ -260,6 +260,7 @@ def _predicted(
     rows = (pack or pack_of(opened)).split(split)
     if not rows.labelled:
         raise TinlabError(f"the labels of '{split}' were never published, so errors on it are not known")
+    rows.verify_once()
     predictions = predictions_of(run, split=split, pack=pack, device=device)
     return opened, rows, predictions, judge(predictions.logits, predictions.labels)
 

@@ -210,6 +210,7 @@ def filters_sheet(
         _made_part(classifier, units, seed),
     ]
     if split is not None:
+        split.verify_once()
         place = feature_map(model, shown.network_size, layer)
         drawn = sorted(dice.permutation(place.channels)[:channels].tolist())
         found = exciting_images(

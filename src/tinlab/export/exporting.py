@@ -94,6 +94,7 @@ def export_run(
     pack = pack or pack_of(opened)
     own = predictions_of(run, split=SPLIT, pack=pack, device="cpu")
     held_out, step = pack.split(SPLIT), own.about["step"]
+    held_out.verify_once()
     about = {
         "precision": "fp32",
         "recipe": opened.recipe.name,
@@ -117,6 +118,7 @@ def export_run(
     _write(out, write)
     if int8_out is not None:
         train = pack.split("train")
+        train.verify_once()
         rows = calibration_rows(train.labels, calibration_images)
         calibration_images = len(rows)
         calibration = np.array(train.images[rows])

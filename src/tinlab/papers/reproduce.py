@@ -45,9 +45,13 @@ class How:
     recorded: Mapping[tuple[str, int], float] = field(default_factory=dict)
     """Recipe digest and seed -> top-1 in percent of what is known already: it is run no more."""
 
-    def recipe(self, recipe: Recipe) -> Recipe:
-        """What is trained in the place of `recipe`. Raises TinlabError for a change that cannot be."""
-        return shortened(recipes.with_changes(recipe, self.changes)[0], self.fraction)
+    def recipe(self, recipe: Recipe, say: Say = lambda text: None) -> Recipe:
+        """What is trained in the place of `recipe`; `say` is told what another network has no place for.
+        Raises TinlabError for a change that cannot be."""
+        new, foreign = recipes.with_changes(recipe, self.changes)
+        if foreign:
+            say(f"{recipe.name}: left out, as {new.model.name} has none: {', '.join(foreign)}")
+        return shortened(new, self.fraction)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def reproduce(
     TinlabError where a command fails, or the runs that it looks at are not there.
     """
     if row_.recipe is not None:
-        recipe = how.recipe(recipes.find(row_.recipe))
+        recipe = how.recipe(recipes.find(row_.recipe), say)
         runs, known = [], []
         for seed in _seeds(row_, how):
             if (run := _trained(recipe, how, seed, say, watch)) is None:
@@ -129,7 +133,9 @@ def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: Watcher | Non
 def _studied(row_: Row, how: How, say: Say, finished: Finished) -> Reproduced:
     assert row_.study is not None
     study = STUDIES[row_.study]()
-    bases = tuple(how.recipe(recipes.find(one) if isinstance(one, str) else one) for one in study.recipes)
+    bases = tuple(
+        how.recipe(recipes.find(one) if isinstance(one, str) else one, say) for one in study.recipes
+    )
     name = study.name if how.fraction == 1 else f"{study.name}-budget-{how.fraction:g}"
     changed = study.model_copy(
         update={

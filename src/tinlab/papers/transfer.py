@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinlab.data.pack import Pack
 from tinlab.data.subset import half, subset_pack
 from tinlab.errors import TinlabError
@@ -87,7 +89,7 @@ def transfer(
     each training as it ends, or is found to have ended. What `recorded` has (images a class, start and
     seed -> top-1 in percent) is not trained, nor is A where nothing needs it. Raises what `loop.train`
     raises, and TinlabError where `recipe` starts from weights, where the classes cannot be halved, or where a
-    number of images is none.
+    number of images is none, or more than B has of each class.
     """
     if any(count < 1 for count in images_per_class):
         raise TinlabError("images a class are 1 or more")
@@ -95,6 +97,14 @@ def transfer(
         raise TinlabError(
             f"{recipe.name} starts from weights ({recipe.model.weights}), which may have seen the images of "
             "both halves; take a recipe from scratch"
+        )
+    ids, labels = half(pack, "B"), pack.split(recipe.data.train_split).labels
+    labels = labels - (len(pack.info.classes) - len(ids))  # B's come last
+    least = int(np.bincount(labels[labels >= 0], minlength=len(ids)).min())
+    if (most := max(images_per_class, default=0)) > least:
+        raise TinlabError(
+            f"{most} images a class are more than half B of {pack.path} has: {least} of its "
+            f"smallest class in {recipe.data.train_split}; give --images up to that"
         )
     halves = {which: subset_pack(pack, half(pack, which), out / f"pack-{which}") for which in ("A", "B")}
 

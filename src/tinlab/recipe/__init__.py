@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from tinlab.errors import TinlabError
 from tinlab.files import parse_json, read_given_json
-from tinlab.recipe.knobs import Knobs, Positive
+from tinlab.recipe.knobs import Epochs, Knobs
 from tinlab.recipe.model import (
     DropConnect,
     Gaussian,
@@ -172,7 +172,7 @@ class Recipe(Knobs):
     hard_classes: HardClasses | None = None
     stages: tuple[Stage, ...] = ()
     """Phases, one after the other; none: a single one, which is the recipe's own fields."""
-    evaluate_every_epochs: Positive = 1.0
+    evaluate_every_epochs: Epochs = 1.0
     """How often the held-out curve gets a point: on `tune` where it is held out, otherwise on `val`, which
     selects nothing either way."""
 

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Epochs = Annotated[float, Field(gt=0, le=1e9)]
+"""Passes over the training images. Counts end somewhere, so that those made from them are numbers."""
+Count = Annotated[int, Field(gt=0, le=10**9)]
 
 
 class Knobs(BaseModel):

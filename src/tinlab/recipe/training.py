@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tinlab.recipe.knobs import Fraction, Knobs, NotNegative, Positive
+from tinlab.recipe.knobs import Count, Epochs, Fraction, Knobs, NotNegative, Positive
 
 OPTIMIZERS = ("sgd", "adamw", "muon", "lion")
 
@@ -95,9 +95,9 @@ class Optimizer(Knobs):
 class Schedule(Knobs):
     """How long, and how the learning rate changes. Exactly one of `epochs` and `steps` is given."""
 
-    epochs: Positive | None = None
-    steps: Annotated[int, Field(gt=0)] | None = None
-    batch_size: Annotated[int, Field(gt=0)] = 128
+    epochs: Annotated[Epochs, Field(le=1e6)] | None = None
+    steps: Count | None = None
+    batch_size: Count = 128
     """Images an update."""
     accumulate: Annotated[int, Field(gt=0)] = 1
     """Compute each batch in this many equal parts, one after the other, to save memory. Batch norm sees one

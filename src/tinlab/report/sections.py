@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinlab.classifier import Classifier
-from tinlab.data.pack import Pack, Split
+from tinlab.data.pack import BOTH, Pack, Split
 from tinlab.errors import TinlabError
 from tinlab.evaluating import Evaluation, evaluate, saved_predictions
 from tinlab.evaluation.calibration import Calibration, calibrated
@@ -64,15 +64,18 @@ class Source:
 def gather(record: RunRecord, pack: Pack | None, device: str) -> Source:
     """Everything that there is of a run. `pack` is by default its own, where that is still as it was.
 
-    Raises TinlabError where predictions cannot be judged, or `pack` is not the one that was predicted.
+    Raises TinlabError where predictions cannot be judged, or `pack` is not the one that was predicted, or is
+    damaged.
     """
+    predictions = record.predictions if record.predictions and record.predictions.labelled else None
     no_pack = ""
     if pack is None:
         try:
             pack = pack_of(open_run(record.path))
+            if (shown := predictions.split if predictions else "val") in (*pack.splits, BOTH):
+                pack.split(shown).verify_once()
         except TinlabError as error:
-            no_pack = brief(error)
-    predictions = record.predictions if record.predictions and record.predictions.labelled else None
+            pack, no_pack = None, brief(error)
     metrics = judged = evaluation = None
     if predictions is not None:
         try:
@@ -88,7 +91,8 @@ def gather(record: RunRecord, pack: Pack | None, device: str) -> Source:
     except TinlabError as error:
         no_classifier = brief(error)
     source = Source(record, pack, no_pack, classifier, no_classifier, evaluation, metrics, judged)
-    _ = source.split  # refuses a pack that does not fit
+    if (split := source.split) is not None:  # which refuses a pack that does not fit
+        split.verify_once()
     return source
 
 

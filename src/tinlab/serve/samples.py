@@ -43,15 +43,21 @@ class Samples:
 
 
 def find_samples(classifiers: Iterable[Classifier], data: str | Path | None = None) -> Samples:
-    """Val of the stated `data`, or else of the first run's pack that is still there.
+    """Val of the stated `data`, or else of the first run's pack that is still there as it was packed.
 
     Raises TinlabError only where stated data cannot be opened, or has no val.
     """
     if data is not None:
-        return Samples(open_data(data).split(SPLIT))
+        return _sound(open_data(data))
     for one in classifiers:
         try:
-            return Samples(Pack.open(one.run.pack).split(SPLIT))
+            return _sound(Pack.open(one.run.pack))
         except TinlabError:
             continue
     return Samples(None)
+
+
+def _sound(pack: Pack) -> Samples:
+    split = pack.split(SPLIT)
+    split.verify_once()
+    return Samples(split)

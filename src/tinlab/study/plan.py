@@ -177,7 +177,9 @@ def find(names: Sequence[str], builtin: Mapping[str, Any]) -> Study:
     if len(names) == 1 and _is_study_file(Path(names[0])):
         return read_study(Path(names[0]))
     for name in names:
-        if name in recipes.RECIPES or is_file(Path(name)) or name.endswith(".json"):
+        if name in recipes.RECIPES or name.endswith(".json") or recipes.BUDGET.search(name):
+            continue
+        if is_file(Path(name)) or is_file(Path(name) / "recipe.json"):
             continue
         near = difflib.get_close_matches(name, [*builtin, *recipes.RECIPES], n=3) or list(builtin)
         raise TinlabError(f"there is no study or recipe '{name}'; try {', '.join(near)}")

@@ -31,7 +31,7 @@ from tinlab.study.charts import save, search_chart
 from tinlab.study.local import POLL_SECONDS, check_share, environment
 from tinlab.study.plan import Trial, file_name
 from tinlab.study.run import StudyStopped, check, make_folder
-from tinlab.study.space import Choice, Space, check_space, to_json, with_values
+from tinlab.study.space import Choice, Space, check_space, fitted, to_json, with_values
 from tinlab.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def search(
     """
     optuna = _optuna()
     check_space(space, recipe)
+    space = fitted(space, recipe)
     check([recipe], settings, settings.device)
     make_folder(folder, "trials", "runs")
     folder = folder.resolve()

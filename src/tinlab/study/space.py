@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tinlab.errors import TinlabError
@@ -18,7 +18,7 @@ HOW = "--space takes PATH=LOW:HIGH, PATH=LOW:HIGH:log, or PATH=VALUE|VALUE|…"
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; whole ones where both ends are whole."""
+    """Numbers from `low` to `high`, both included; whole ones where both ends are int."""
 
     low: float
     high: float
@@ -79,6 +79,23 @@ def check_space(space: Space, recipe: Recipe) -> None:
             changed(recipe, [f"{path}={end}"])
 
 
+def fitted(space: Space, recipe: Recipe) -> Space:
+    """`space`, in which ranges of whole numbers are of all numbers where their field takes fractions."""
+    return {path: _fitted(path, found, recipe) for path, found in space.items()}
+
+
+def _fitted(path: str, found: Range | Choice, recipe: Recipe) -> Range | Choice:
+    if isinstance(found, Choice) or not found.whole:
+        return found
+    wide = replace(found, low=float(found.low), high=float(found.high))
+    try:
+        for end in wide.ends:
+            changed(recipe, [f"{path}={end}"])
+    except TinlabError:
+        return found
+    return wide
+
+
 def with_values(recipe: Recipe, values: Mapping[str, Any], name: str, summary: str, why: str) -> Recipe:
     """`recipe` with the values of a trial, and a note of where they come from."""
     new = changed(recipe, assignments(values))
@@ -129,6 +146,9 @@ def _number(text: str, assignment: str) -> float:
             value = float(text)  # 1. and .5, which JSON has not
         except ValueError:
             value = None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TinlabError(f"--space {assignment}: '{text}' is no number")
-    return value
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return value
+    except OverflowError:  # a whole number beyond all floats
+        pass
+    raise TinlabError(f"--space {assignment}: '{text}' is no number")

@@ -17,12 +17,15 @@ from tinlab.data.shapes.outlines import distances
 from tinlab.data.shapes.picture import SPLITS, draw
 from tinlab.data.shapes.tables import clouds, grain
 from tinlab.errors import TinlabError
-from tinlab.files import flush_folder
+from tinlab.files import flush_folder, read_json
 
 MARKER = "shapes.json"
 """The file by which a rendered folder is known; it holds the arguments that made it."""
 VERSION = 1
 """Changes whenever the same seed would give other pixels."""
+
+_MADE = {"train", "val", "test", "wnids.txt", "words.txt", MARKER}
+"""The top level of a rendered folder."""
 
 MOST_IMAGES = 10_000_000
 
@@ -43,9 +46,9 @@ def render(
     """Write a rendered data set of the official layout into `folder`, and return `folder`.
 
     It is built beside its place and renamed into it, so a kill leaves no half set. A folder that an earlier
-    call made (it holds shapes.json) is replaced; an empty one is filled. `workers` is a number of threads, by
-    default one a core, 8 at most. `progress` is called on the calling thread with the images done and their
-    total.
+    call made (its shapes.json says so, and at its top is nothing else) is replaced; an empty one is filled.
+    `workers` is a number of threads, by default one a core, 8 at most. `progress` is called on the calling
+    thread with the images done and their total.
 
     Raises TinlabError for a bad argument, for a folder that holds anything else, and where the disk refuses.
     """
@@ -89,8 +92,23 @@ def _check_replaceable(folder: Path) -> None:
         return
     if folder.is_symlink() or not folder.is_dir():
         raise TinlabError(f"{folder} exists and is not a folder; give another place")
-    if any(folder.iterdir()) and not (folder / MARKER).is_file():
+    found = {entry.name for entry in folder.iterdir()}
+    # What is here is removed, so a name that anybody may give a file is not enough.
+    if found and not (found <= _MADE and _is_marker(folder / MARKER)):
         raise TinlabError(f"{folder} holds files that were not rendered; give an empty or new folder")
+
+
+def _is_marker(path: Path) -> bool:
+    """Whether the file `path` holds what `_write_lists` writes into MARKER."""
+    try:
+        written = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(written, dict)
+        and written.keys() == {"train", "val", "test", "classes", "seed", "version"}
+        and all(type(value) is int for value in written.values())
+    )
 
 
 def _move_into_place(temporary: Path, folder: Path) -> None:
