@@ -253,7 +253,10 @@ def _why_not_tune(opened: Sequence[Run], pack: Pack | None) -> str | None:
     if pack is not None and pack.digest != opened[0].pack_digest:
         return "the members were trained on another pack, whose training images this one's tune may hold"
     for run in opened:
-        if runs.seen_in_training(run, "tune"):
+        shown = runs.seen(run, "tune")
+        if shown and all(one.how == "unknown" for one in shown):
+            return f"it is not known whether {run.path.name} began with weights that were trained on tune"
+        if shown:
             own = run.recipe.data.train_split == BOTH
             how = "data.train_split is train+tune" if own else "by the run that model.weights names"
             return f"{run.path.name} was trained on tune ({how})"

@@ -23,7 +23,7 @@ from tinlab.report.examples import Examples, matching_split
 from tinlab.report.figures import reliability_chart, sorted_bars
 from tinlab.report.knobs import knob_groups, provenance_counts, shown, with_own_values
 from tinlab.report.record import RunRecord, number
-from tinlab.runs import open_run, pack_of, seen_in_training
+from tinlab.runs import open_run, pack_of, seen
 
 ENDS_SHOWN = 5
 """How many of the best and of the worst classes are shown with images."""
@@ -159,7 +159,6 @@ def _measured(source: Source) -> dict[str, Any]:
     doubted = {card.index for card in suspects}
     errors = examples.errors()
     above = {example.index for example in errors} & doubted
-    seen = _seen(record, predictions.split)
     robustness = evaluation.robustness if evaluation else None
     return {
         "accuracy": [("as it is", plain), *((VIEW_WORDS.get(n, n), of) for n, of in augmented.items())],
@@ -182,7 +181,12 @@ def _measured(source: Source) -> dict[str, Any]:
         "robustness_lead": wording.robustness_sentence(robustness) if robustness else "",
         "suspects": examples.with_pictures([card for card in suspects if card.index not in above]),
         "labels_lead": wording.labels_sentence(
-            metrics.images, len(suspects), len(above), len(errors), predictions.split, seen
+            metrics.images,
+            len(suspects),
+            len(above),
+            len(errors),
+            predictions.split,
+            _seen(record, predictions.split),
         ),
         "pictured": split is not None,
     }
@@ -332,10 +336,12 @@ def _measure(name: str) -> str:
     return " ".join(words[:-1] if unit else words) + unit
 
 
-def _seen(record: RunRecord, split: str) -> bool:
-    """Whether the network was trained on images of `split`, here or where its weights are from."""
+def _seen(record: RunRecord, split: str) -> bool | None:
+    """Whether the network was trained on images of `split`, here or where its weights are from; None where
+    that is not known."""
     try:
-        return seen_in_training(open_run(record.path), split)
+        shown = seen(open_run(record.path), split)
+        return None if shown and all(one.how == "unknown" for one in shown) else bool(shown)
     except TinlabError:  # a run whose other files are gone
         return split in str(_dict(record.recipe.get("data")).get("train_split", "train")).split("+")
 

@@ -271,8 +271,9 @@ def errors_sentence(metrics: Metrics, shown: int, sure: int) -> str:
     return f"{lead} These {shown} it was surest of. Look for hard images, and for labels that one may doubt."
 
 
-def labels_sentence(images: int, suspects: int, above: int, shown: int, split: str, seen: bool) -> str:
-    """How many labels are suspect, `above` of them among the `shown` errors, and what that supposes."""
+def labels_sentence(images: int, suspects: int, above: int, shown: int, split: str, seen: bool | None) -> str:
+    """How many labels are suspect, `above` of them among the `shown` errors, and what that supposes. `seen`:
+    whether the network was trained on them, None where that is not known."""
     if not suspects:
         return f"No label of the {images:,} images is suspect by these predictions."
     text = (
@@ -287,7 +288,9 @@ def labels_sentence(images: int, suspects: int, above: int, shown: int, split: s
             f"The {above} errors above are" if above == shown else f"{above} of the errors above, marked, are"
         )
         text += f" {stand} among them; these are the next."
-    if seen:
+    if seen is None:
+        text += f" It may have been trained on images of {split}, and have learned the labels of those."
+    elif seen:
         text += (
             f" It was trained on images of {split} and has learned their labels, so it misses most errors."
         )
