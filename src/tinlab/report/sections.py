@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,10 +258,16 @@ def _looked_into(source: Source, explain: bool) -> dict[str, Any]:
 
 
 def repeat_command(record: RunRecord) -> str:
-    """The command that trains the same again from the run's own recipe file."""
+    """The command that trains the same again from the run's own recipe file, wherever it is typed."""
+    words = ["tinlab", "train", str(record.path.resolve() / "recipe.json")]
     run_seed = number((record.result or {}).get("seed"))
-    seed = "" if run_seed is None else f" --seed {run_seed:.0f}"
-    return f"tinlab train {record.path.name}/recipe.json{seed}"
+    with suppress(TinlabError):  # a run whose other files are gone
+        run = open_run(record.path)
+        words += ["--data", run.pack]
+        run_seed = run.seed
+    if run_seed is not None:
+        words += ["--seed", f"{run_seed:.0f}"]
+    return shlex.join(words)
 
 
 def _saved_evaluation(run: Path, split: str) -> Evaluation | None:
