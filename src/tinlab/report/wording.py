@@ -88,7 +88,7 @@ def rendered(record: RunRecord) -> bool:
 def on_papers_images(record: RunRecord) -> bool:
     """The images are those that the papers report on: all of Tiny ImageNet, at its own size."""
     about = (record.pack.get(name) for name in ("content_digest", "classes", "image_size"))
-    return tuple(about) == (OFFICIAL_DIGEST, 200, 64)
+    return tuple(about) == (OFFICIAL_DIGEST, 200, 64) and not rendered(record)
 
 
 def reported_percent(record: RunRecord, split: str) -> float | None:
