@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,12 @@ def test_from_nothing_to_a_report(tmp_path):
     assert [c["id"] for c in measured["classes_by_accuracy"]] != []
     page = json.loads(ok("report", trained["run"], "--json"))["report"]
     assert "data:image/" in Path(page).read_text()
+
+
+def test_what_to_type_next_is_quoted(tmp_path):
+    folder = tmp_path / "my images"
+    said = ok("data", "render", folder, "--classes", 2, "--train-per-class", 2, "--val-per-class", 1)
+    assert shlex.split(said.splitlines()[-1]) == ["next:", "tinlab", "data", "pack", str(folder)]
 
 
 def test_evaluating_reads_what_was_saved(run):

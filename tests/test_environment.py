@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 
 import pytest
@@ -29,6 +30,13 @@ def test_a_changed_source_is_marked_and_added_results_are_not(checkout):
     assert environment.commit() == clean
     (checkout / "src" / "tinlab" / "environment.py").write_text("two\n")
     assert environment.commit() == clean + "+"
+
+
+@pytest.mark.parametrize(("program", "name"), [("/usr/bin/tinlab", "tinlab"), ("x/__main__.py", "tinlab")])
+def test_a_command_can_be_typed_again(program, name, monkeypatch):
+    words = ["train", "my recipe.json", "--set", "data.image_sizes=[32, 64]"]
+    monkeypatch.setattr("sys.argv", [program, *words])
+    assert shlex.split(environment.command()) == [name, *words]
 
 
 def test_a_tree_without_its_history_can_be_told_its_commit(monkeypatch):

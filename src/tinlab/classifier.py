@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
         last = checkpoint.latest(opened.path)
         if last is None:
             raise TinlabError(
-                f"{opened.path} has no checkpoint yet; go on with: tinlab train --resume {opened.path}"
+                f"{opened.path} has no checkpoint yet; go on with: tinlab train --resume "
+                f"{shlex.quote(str(opened.path))}"
             )
         try:
             return _at(opened, last, chosen)

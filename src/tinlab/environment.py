@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ def describe_environment(pack: Pack, device: str, ranks: int = 1) -> dict[str, A
         "gpu": torch.cuda.get_device_name(device) if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
         "commit": commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "recorded_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "pack": {
             "name": pack.info.name,
@@ -49,6 +50,12 @@ def describe_environment(pack: Pack, device: str, ranks: int = 1) -> dict[str, A
             "counts": {name: split.count for name, split in pack.info.splits.items()},
         },
     }
+
+
+def command() -> str:
+    """What was typed to run this process, quoted for a shell; `tinlab` where that was `python -m tinlab`."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["tinlab" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def sittings(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:

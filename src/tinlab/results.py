@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def row_of(run: str | Path) -> dict[str, Any]:
     opened = runs.open_run(run)
     result, environment = opened.result, opened.environment
     if result is None:
-        raise TinlabError(f"{run} is not finished; go on with: tinlab train --resume {run}")
+        quoted = shlex.quote(str(run))
+        raise TinlabError(f"{run} is not finished; go on with: tinlab train --resume {quoted}")
     try:
         kind, digest = environment["pack"]["source_kind"], environment["pack"]["content_digest"]
         parts = sittings(environment)

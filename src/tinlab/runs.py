@@ -1,7 +1,8 @@
 """The run folder: what was trained, how, and what came out.
 
 recipe.json          the resolved recipe; can be given back to `tinlab train`
-run.json             seed, pack, preprocessing, when it began, what it is measured on
+run.json             seed, pack, preprocessing, when it began, what it is measured on, and what the weights
+                     that it began with had been trained on
 classes.json         ids and words, in the order of the network's outputs
 environment.json     hardware, versions, commit, pack digest, command
 metrics.jsonl        the curves, one JSON object a line
@@ -22,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tinlab.data.pack import LARGEST_SIZE, ClassInfo, Pack, triple
 from tinlab.data.scratch import remove_leftovers, scratch_folder
@@ -52,6 +53,32 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class TrainedOn:
+    """Splits of a pack that a network was trained on. `content_digest` is that of the pack's source, None
+    where it is not known."""
+
+    splits: tuple[str, ...]
+    pack: str
+    pack_digest: str
+    content_digest: str | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """That a network was trained on images of a split, or may have been.
+
+    `how` is `split` where it was trained on the split itself, `pack` where `images` of the split's `of`
+    images are among those of another pack of the same source that it was trained on, and `unknown` where
+    nobody can tell. `before`: it was the network that its weights are from.
+    """
+
+    how: Literal["split", "pack", "unknown"]
+    before: bool
+    images: int = 0
+    of: int = 0
+
+
+@dataclass(frozen=True)
 class Run:
     """An opened run folder."""
 
@@ -69,6 +96,8 @@ class Run:
     """What it is measured on in the end."""
     log_every: int | None = None
     """Steps between two points of the training curve; None: by the length of a pass over the data."""
+    weights_trained_on: tuple[TrainedOn, ...] | None = None
+    """What the weights that it began with had been trained on, by runs of tinlab; None: not recorded."""
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -102,6 +131,8 @@ def create(
     torchrun that began it; the last two are as in Run.
     """
     started = datetime.now(UTC)
+    # Now, while the place that the recipe names is there, and is looked up from where it was meant.
+    before = _weights_of(recipe)
     name = f"{recipe.name}-s{seed}"
     about = {
         "seed": seed,
@@ -112,6 +143,7 @@ def create(
         "launch": launch,
         "final_split": final_split,
         "log_every": log_every,
+        "weights_trained_on": None if before is None else [asdict(one) for one in before],
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -169,6 +201,7 @@ def open_run(path: str | Path) -> Run:
             launch=about.get("launch"),
             final_split=str(about.get("final_split", "val")),
             log_every=None if (every := about.get("log_every")) is None else int(every),
+            weights_trained_on=_recorded(about.get("weights_trained_on")),
         )
     except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"run.json or classes.json lacks {error}" if isinstance(error, KeyError) else error
@@ -185,16 +218,112 @@ def pack_of(run: Run) -> Pack:
     return pack
 
 
-def seen_in_training(run: Run, split: str) -> bool:
-    """Whether the network was trained on images of `split`: in this run, or in one that its weights are
-    from."""
-    if set(run.recipe.data.train_split.split("+")) & set(split.split("+")):
-        return True
-    weights = Path(run.recipe.model.weights or "").expanduser()
-    if run.recipe.model.weights is None or not weights.exists():
-        return False
-    origin = next((folder for folder in (weights, *weights.parents) if is_file(folder / "run.json")), None)
-    return origin is not None and seen_in_training(open_run(origin), split)
+def seen_in_training(run: Run, split: str, pack: Pack | None = None) -> bool:
+    """Whether the network was trained on images of `split`, or may have been: see `seen`."""
+    return bool(seen(run, split, pack))
+
+
+def seen(run: Run, split: str, pack: Pack | None = None) -> tuple[Seen, ...]:
+    """How the network came to be trained on images of `split` of `pack`, by default the run's own: in this
+    run, and in those that its weights are from. Empty where it was not.
+
+    Images of two packs of one source are the same where they have the same name in it; those of two sources
+    are taken for different ones.
+    """
+    digest = pack.digest if pack else run.pack_digest
+    content = pack.info.source.get("content_digest") if pack else _content_of(run)
+    before = run.weights_trained_on
+    if before is None:  # an older run
+        before = _weights_of(run.recipe)
+    found = [] if before is not None else [Seen("unknown", before=True)]
+    for place, trained in enumerate((_trained_on(run), *(before or ()))):
+        if trained.pack_digest == digest:
+            how = Seen("split", place > 0) if set(trained.splits) & set(split.split("+")) else None
+        elif content and trained.content_digest and content != trained.content_digest:
+            how = None
+        else:
+            how = _seen_in_another_pack(trained, split, pack or run, before=place > 0)
+        if how is not None and how not in found:
+            found.append(how)
+    return tuple(found)
+
+
+def another_source(run: Run, pack: Pack) -> bool:
+    """Whether `pack` was made of another data set than the run's own pack; False where that is not known."""
+    content, own = pack.info.source.get("content_digest"), _content_of(run)
+    return content is not None and own is not None and content != own
+
+
+def _seen_in_another_pack(
+    trained: TrainedOn, split: str, measured: Pack | Run, *, before: bool
+) -> Seen | None:
+    """By the names that both packs have; unknown where one of them cannot be opened, or is no longer as it
+    was."""
+    try:
+        other = Pack.open(trained.pack)
+        pack = measured if isinstance(measured, Pack) else pack_of(measured)
+        sources = [one.info.source.get("content_digest") for one in (pack, other)]
+        if other.digest != trained.pack_digest or None in sources:
+            return Seen("unknown", before)
+        if sources[0] != sources[1]:
+            return None
+        shown = {name for part in trained.splits for name in other.split(part).names}
+        names = pack.split(split).names
+    except TinlabError:
+        return Seen("unknown", before)
+    images = sum(name in shown for name in names)
+    return Seen("pack", before, images, len(names)) if images else None
+
+
+def _trained_on(run: Run) -> TrainedOn:
+    splits = tuple(run.recipe.data.train_split.split("+"))
+    return TrainedOn(splits, run.pack, run.pack_digest, _content_of(run))
+
+
+def _content_of(run: Run) -> str | None:
+    pack = run.environment.get("pack")
+    content = pack.get("content_digest") if isinstance(pack, dict) else None
+    return content if isinstance(content, str) else None
+
+
+def _weights_of(recipe: Recipe) -> tuple[TrainedOn, ...] | None:
+    """What the weights that `recipe` begins with were trained on, by the run that they are from and those
+    that its own are from; nothing where they are from no run. None where that cannot be told: what the recipe
+    names is gone, or a run on the way is damaged."""
+    weights = recipe.beginning(0).weights
+    if weights is None or weights == "imagenet":
+        return ()
+    try:
+        path = Path(weights).expanduser().absolute()
+        if not path.exists():
+            return None
+        real = path.resolve()
+        folders = (path, *path.parents, real, *real.parents)
+        origin = next((folder for folder in folders if is_file(folder / "run.json")), None)
+        if origin is None:
+            return ()
+        run = open_run(origin)
+    except (TinlabError, OSError, ValueError, RuntimeError):
+        return None
+    before = run.weights_trained_on
+    if before is None:
+        before = _weights_of(run.recipe)
+    return None if before is None else tuple(dict.fromkeys((_trained_on(run), *before)))
+
+
+def _recorded(value: Any) -> tuple[TrainedOn, ...] | None:
+    """Raises KeyError or TypeError where `value`, of run.json, is damaged."""
+    if value is None:
+        return None
+    return tuple(
+        TrainedOn(
+            splits=tuple(str(split) for split in one["splits"]),
+            pack=str(one["pack"]),
+            pack_digest=str(one["pack_digest"]),
+            content_digest=None if one["content_digest"] is None else str(one["content_digest"]),
+        )
+        for one in value
+    )
 
 
 def list_runs(out: Path) -> list[Run]:

@@ -88,6 +88,17 @@ def test_nothing_is_fitted_on_what_a_member_was_trained_on(honest_runs, run_on_t
     assert not (run_on_tune / "never.json").exists()
 
 
+def test_what_members_were_trained_on_is_said(found, honest_runs, run_on_tune):
+    assert found.notes == ()
+    both = [run_on_tune, honest_runs[0]]
+    (note,) = compare_rules(both, split="tune", rules=["vote"], device="cpu").notes
+    assert note.startswith(f"{run_on_tune.name}: the network was trained on images of tune")
+    (note,) = compare_rules(both, split="train", rules=["vote"], device="cpu").notes
+    assert note.startswith("every member: the network was trained on images of train")
+    shown = CliRunner().invoke(app, ["ensemble", *map(str, both), "--split", "train", "--device", "cpu"])
+    assert f"note: {note}" in shown.output
+
+
 def test_measuring_what_was_fitted_on_is_said(honest_runs):
     found = compare_rules(honest_runs, split="tune", rules=["logits", "weighted_logits"], device="cpu")
     assert [row.note for row in found.rows] == [None, "measured on what it was fitted on"]

@@ -15,6 +15,7 @@ import torch
 import tinlab
 from tinlab import cli, evaluating
 from tinlab.data.packing import pack as make_pack
+from tinlab.data.shapes import render
 from tinlab.errors import TinlabError
 from tinlab.evaluating import (
     compare,
@@ -30,6 +31,7 @@ from tinlab.evaluation.corruptions import CORRUPTIONS, corrupt
 from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.predict import BATCH_SIZE, logits_of
 from tinlab.evaluation.tta import TTA, view
+from tinlab.explain.errors import label_errors_sheet
 from tinlab.files import read_json, write_json
 from tinlab.recipe import changed
 from tinlab.runs import seen_in_training
@@ -156,6 +158,7 @@ def test_weights_from_a_run_that_saw_tune_saw_it(runs, place, monkeypatch):
     monkeypatch.setenv("HOME", str(runs["both"].parent))
     recipe = read_json(runs["first"] / "recipe.json")
     write_json(runs["first"] / "recipe.json", {**recipe, "model": {**recipe["model"], "weights": str(path)}})
+    _as_before_it_was_recorded(runs["first"])
     assert seen(runs["first"], "tune")
     assert not seen(runs["second"], "tune")
     assert (
@@ -164,10 +167,78 @@ def test_weights_from_a_run_that_saw_tune_saw_it(runs, place, monkeypatch):
     )
 
 
+def _as_before_it_was_recorded(run):
+    about = read_json(run / "run.json")
+    assert about.pop("weights_trained_on") == []
+    write_json(run / "run.json", about)
+
+
+def test_what_weights_were_trained_on_is_known_without_their_run(
+    runs, tiny_recipe, shapes_pack, tmp_path, monkeypatch
+):
+    """Not where the command is typed, nor whether the first run is still there, decides it."""
+    monkeypatch.chdir(tmp_path)
+    short = changed(tiny_recipe, ["schedule.steps=1", "compute.precision=fp32"])
+    second = loop.train(
+        changed(short, [f"model.weights={runs['both'].name}"]), shapes_pack, tmp_path, device="cpu"
+    )
+    monkeypatch.chdir(second.path / "checkpoints")
+    third = loop.train(
+        changed(short, [f"model.weights={next(Path().glob('step-*'))}"]), shapes_pack, tmp_path, device="cpu"
+    )
+    shutil.rmtree(runs["both"])
+    for run in (second, third):
+        assert [seen(run.path, split) for split in ("tune", "val")] == [True, False]
+    assert "trained on tune too" in evaluate(third.path, calibrate=True, device="cpu").temperature_note
+
+
+def test_weights_of_a_run_that_is_gone_may_have_seen_anything(runs):
+    recipe = read_json(runs["first"] / "recipe.json")
+    write_json(runs["first"] / "recipe.json", {**recipe, "model": {**recipe["model"], "weights": "gone/run"}})
+    _as_before_it_was_recorded(runs["first"])
+    assert seen(runs["first"], "tune")
+    found = evaluate(runs["first"], calibrate=True, device="cpu")
+    assert found.temperature is None
+    assert "not known what the weights" in found.temperature_note
+    assert "(gone/run)" in found.notes[0]
+    pair = [runs["first"], runs["second"]]
+    assert "it is not known whether" in compare_rules(pair, device="cpu").why_not_fitted
+    _, listed = label_errors_sheet(runs["first"], device="cpu")
+    assert listed
+
+
 def test_another_packs_tune_is_not_fitted_on(runs, shapes_folder, tmp_path):
     other = make_pack(shapes_folder, tmp_path / "other", tune_fraction=0.3)
     found = evaluate(runs["first"], pack=other, calibrate=True, device="cpu")
     assert "another pack" in found.temperature_note
+
+
+def test_training_images_in_another_packs_splits_are_counted(runs, shapes_folder, tmp_path):
+    """The validation images are the source's own, and tune is drawn anew."""
+    other = make_pack(shapes_folder, tmp_path / "other", tune_fraction=0.3)
+    own = tinlab.runs.pack_of(tinlab.runs.open_run(runs["first"]))
+    both = len(set(other.split("tune").names) & set(own.split("train").names))
+    assert 0 < both < len(other.split("tune"))
+    note = f"{both} of the {len(other.split('tune'))} images of tune are among the training images of another"
+    assert evaluate(runs["first"], split="tune", pack=other, device="cpu").notes[0].startswith(note)
+    pair = [runs["first"], runs["second"]]
+    for member in compare(pair, split="tune", pack=other, device="cpu").members:
+        assert member.notes[0].startswith(note)
+    assert evaluate(runs["first"], pack=other, device="cpu").notes == ()
+
+
+def test_another_pack_without_the_own_one_is_noted(runs, shapes_folder, tmp_path):
+    other = make_pack(shapes_folder, tmp_path / "other", tune_fraction=0.3)
+    about = read_json(runs["first"] / "run.json")
+    write_json(runs["first"] / "run.json", {**about, "pack": str(tmp_path / "gone")})
+    (note,) = evaluate(runs["first"], pack=other, device="cpu").notes
+    assert note.endswith("cannot be opened: some of the images of val may have been trained on")
+    strange = render(
+        tmp_path / "strange", classes=4, train_per_class=4, val_per_class=2, test_images=0, seed=1
+    )
+    strange_pack = make_pack(strange, tmp_path / "strange-pack")
+    (note,) = evaluate(runs["first"], pack=strange_pack, device="cpu").notes
+    assert note == "this is another data set than the network was trained on"
 
 
 def test_corruptions_are_measured_as_a_loop_would(runs, shapes_pack):

@@ -37,6 +37,16 @@ def test_val_scores_what_was_measured(honest_runs, tmp_path, shapes_pack):
     assert [line.split()[0] for line in lines] == [f"val_{i}.JPEG" for i in range(40)]  # 9 before 10
 
 
+def test_a_score_on_training_images_is_said_to_be_one(honest_runs, tmp_path):
+    assert submit(honest_runs[2], tmp_path / "s.txt", split="val", device="cpu").notes == ()
+    save_ensemble(compare_rules(honest_runs, rules=["vote"], device="cpu"), tmp_path / "e.json", "vote")
+    for source in (honest_runs[2], tmp_path / "e.json"):
+        words = f"submit {source} --out {tmp_path / 's.txt'} --split train --device cpu".split()
+        shown = CliRunner().invoke(app, words).output
+        assert "the network was trained on images of train" in shown
+        assert json.loads(CliRunner().invoke(app, [*words, "--json"]).output)["notes"]
+
+
 def test_an_ensemble_answers_too(honest_runs, tmp_path):
     found = compare_rules(honest_runs, rules=["vote"], device="cpu")
     save_ensemble(found, tmp_path / "e.json", "vote")

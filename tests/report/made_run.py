@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from safetensors.numpy import save_file
 
+from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.data.pack import (
     HEADER_BYTES,
     ClassInfo,
@@ -151,7 +152,8 @@ def made_environment(classes: int, per_class: int, pack: Pack | None) -> dict[st
         "cpu": "AMD EPYC 9354", "cores": 16, "memory_gib": 128.0, "gpu": "NVIDIA H200", "commit": "50a1c28",
         "pack": {
             "name": "tiny-imagenet", "digest": pack.digest if pack else None, "source_kind": "official_zip",
-            "image_size": 64, "classes": classes,
+            "content_digest": OFFICIAL_DIGEST, "image_size": 64,
+            "classes": 200,  # as the paper's, however few of them the other files have
             "counts": {"train": 450 * classes, "tune": 50 * classes, "val": per_class * classes},
         },
         "command": "tinlab train he2016-resnet18 --pack packs/tiny-imagenet --seed 0",

@@ -125,7 +125,7 @@ def test_the_numbers_are_those_of_the_predictions(run: Path, pack: Pack) -> None
         assert f"{shown:.2f}%" in text
     assert f"{metrics.loss:.3f}" in text
     assert (
-        "Trained on tiny-imagenet (10,000 images, 20 classes) for 30 epochs in 42 minutes on NVIDIA H200."
+        "Trained on tiny-imagenet (10,000 images, 200 classes) for 30 epochs in 42 minutes on NVIDIA H200."
         in text
     )
     worst = metrics.confusions[0]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
 
+from tinlab import recipes
 from tinlab.cli import app
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import judge
+from tinlab.recipe import Recipe
 from tinlab.report import wording
 from tinlab.report.curves import charts_together, run_charts, stage_bands
 from tinlab.report.figures import Band
@@ -24,6 +28,7 @@ from tinlab.report.knobs import differing
 from tinlab.report.network import IMAGES, _zero_weights, picked
 from tinlab.report.page import write_report
 from tinlab.report.record import read_run
+from tinlab.report.sections import repeat_command
 from tinlab.report.versus import fields_apart
 from tinlab.study.page import read_study
 
@@ -110,7 +115,44 @@ def test_an_accuracy_is_held_against_chance(run: Path, right: int, words: str) -
 def test_a_field_set_by_hand_is_named_beside_the_paper(run: Path) -> None:
     record = read_run(run)
     assert wording.changed_fields(record) == ["model.width"]
-    assert "1 field was set by hand (model.width)" in wording.paper_sentence(record, None)
+    assert "1 field is not as in the paper’s recipe (model.width)" in wording.paper_sentence(record, None)
+
+
+def test_an_edited_file_of_a_known_recipe_is_not_the_papers_experiment(run: Path) -> None:
+    def told(recipe: Recipe, **edits: Any) -> list[str]:
+        write(run / "recipe.json", {**recipe.model_dump(mode="json"), **edits})
+        return wording.changed_fields(read_run(run))
+
+    whole = recipes.find("yu_baseline")
+    ours = told(whole)
+    optimizer = {**whole.optimizer.model_dump(mode="json"), "peak_lr": 0.5}
+    assert told(whole, optimizer=optimizer) == [*ours, "optimizer.peak_lr"]
+    assert told(whole, optimizer=optimizer, name="mine") == ours
+    short = recipes.find("yu_baseline-budget-0.1")
+    fewer = told(short)
+    assert told(short, optimizer=optimizer) == [*fewer, "optimizer.peak_lr"]
+
+
+@pytest.mark.parametrize(
+    ("pack", "why"),
+    [
+        ({"content_digest": "0" * 64}, "is on other images"),
+        ({"classes": 100}, "is on other images"),
+        ({"image_size": 32}, "is on other images"),
+        (None, "does not say what its images are"),
+    ],
+)
+def test_only_runs_on_the_papers_images_are_held_against_it(
+    run: Path, pack: dict[str, Any] | None, why: str
+) -> None:
+    assert "points" in wording.paper_sentence(read_run(run), None)
+    environment = json.loads((run / "environment.json").read_text())
+    write(run / "environment.json", {**environment, "pack": pack and {**environment["pack"], **pack}})
+    record = read_run(run)
+    assert why in wording.paper_sentence(record, None)
+    verdict = wording.verdict(record, None)
+    assert "paper" not in verdict.sentence
+    assert any("held against the paper’s" in notice for notice in verdict.notices) == (pack is not None)
 
 
 def test_the_sizes_that_val_was_measured_at_are_told(run: Path) -> None:
@@ -132,10 +174,27 @@ def test_the_sizes_that_val_was_measured_at_are_told(run: Path) -> None:
         (50, 3, False, "3 of the errors above, marked, are among them"),
         (500, 0, False, "So many say more of the network than of the labels"),
         (50, 0, True, "It was trained on images of val"),
+        (50, 0, None, "It may have been trained on images of val"),
     ],
 )
-def test_suspect_labels_are_put_in_proportion(suspects: int, above: int, seen: bool, words: str) -> None:
+def test_suspect_labels_are_put_in_proportion(
+    suspects: int, above: int, seen: bool | None, words: str
+) -> None:
     assert words in wording.labels_sentence(1000, suspects, above, 24, "val", seen)
+
+
+def test_a_run_is_repeated_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made_run(tmp_path / "my runs" / "run", epochs=2)
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path.resolve() / "my runs" / "run" / "recipe.json"
+    said = repeat_command(read_run(Path("my runs/run")))
+    assert shlex.split(said) == ["tinlab", "train", str(place), "--seed", "0"]
+    write(run / "recipe.json", recipes.find("yu_baseline").model_dump(mode="json"))
+    shown = {"image_size": 64, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    about = {"seed": 7, "pack": "/my pack", "pack_digest": "0", "preprocessing": shown, "started_at": "now"}
+    write(run / "run.json", about)
+    said = repeat_command(read_run(Path("my runs/run")))
+    assert shlex.split(said) == ["tinlab", "train", str(place), "--data", "/my pack", "--seed", "7"]
 
 
 def test_lists_of_words() -> None:

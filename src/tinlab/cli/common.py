@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -81,6 +82,11 @@ def _tinlab(version: Annotated[bool, typer.Option("--version", help="Print the v
     if version:
         terminal.show(f"tinlab {__version__}")
         raise typer.Exit
+
+
+def show_next(*words: object) -> None:
+    """The command to go on with, quoted for a shell."""
+    terminal.show(f"next: {shlex.join(['tinlab', *map(str, words)])}")
 
 
 def write_picture(picture: Any, out: Path, json: bool, **more: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, DataOption, Seed, data_commands, write_picture
+from tinlab.cli.common import AsJson, DataOption, Seed, data_commands, show_next, write_picture
 from tinlab.errors import TinlabError
 
 
@@ -27,7 +27,7 @@ def download(
         terminal.show_json({"archive": str(path)})
     else:
         terminal.show(f"archive: {path}")
-        terminal.show(f"next: tinlab data pack {path}")
+        show_next("data", "pack", path)
 
 
 @data_commands.command()
@@ -60,7 +60,7 @@ def render(
         terminal.show_json({"folder": str(made)})
     else:
         terminal.show(f"images: {made}")
-        terminal.show(f"next: tinlab data pack {made}")
+        show_next("data", "pack", made)
 
 
 @data_commands.command()

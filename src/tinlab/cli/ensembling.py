@@ -70,6 +70,8 @@ def _show(found: Ensembles) -> None:
         right=("", "top-1", "top-5", "loss", "tune top-1"),
         title=f"{found.split}, {found.images:,} images",
     )
+    for note in found.notes:
+        terminal.show(f"note: {note}")
     rows = []
     for row in found.rows:
         how = row.combination
@@ -150,7 +152,9 @@ def submit(
     )
     if json:
         shown = {"submission": str(out.resolve()), "split": split, "images": made.images}
-        terminal.show_json({**shown, "top1_percent": made.top1_percent})
+        terminal.show_json({**shown, "top1_percent": made.top1_percent, "notes": list(made.notes)})
         return
     scores = "" if made.top1_percent is None else f"; it scores {made.top1_percent:.2f}%"
     terminal.show(f"submission: {out.resolve()} ({made.images:,} images of {split}{scores})")
+    for note in made.notes:
+        terminal.show(f"note: {note}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, Changes, CheckpointSeconds, DataOption, Device, Seed, app
+from tinlab.cli.common import AsJson, Changes, CheckpointSeconds, DataOption, Device, Seed, app, show_next
 from tinlab.errors import TinlabError
 
 
@@ -202,7 +202,7 @@ def search(
                 terminal.show("importance: needs at least four finished trials that differ")
             terminal.show(f"best: tune top-1 {found.top1_percent:.2f}%: {found.best_file}")
             terminal.show(f"chart: {found.folder / 'search.png'}")
-            terminal.show(f"next: tinlab train {found.best_file}")
+            show_next("train", found.best_file)
     if found.best is None:
         raise typer.Exit(1)
 

@@ -20,6 +20,7 @@ from tinlab.cli.common import (
     SeedOrNone,
     app,
     show_metrics,
+    show_next,
     split_auto,
     with_fitting_batch,
 )
@@ -153,4 +154,4 @@ def train(
             f"{result['expected_blocks']:.2f} expected"
         )
     terminal.show(f"run: {run.path}")
-    terminal.show(f"next: tinlab report {run.path}")
+    show_next("report", run.path)

@@ -135,7 +135,7 @@ def compare(
                 recipe=run.recipe.name,
                 seed=run.seed,
                 scores=scores(of),
-                notes=notes(run, split),
+                notes=notes(run, split, pack),
             )
             for place, (run, name, of) in enumerate(zip(opened, names, judged, strict=True))
         ),

@@ -8,6 +8,7 @@ by the order in which the members were named.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from tinlab.data.given import Guess, Image, guesses, several, squares
 from tinlab.data.pack import BOTH, Pack
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
+from tinlab.evaluating.evaluation import notes
 from tinlab.evaluation.ensemble import (
     RULES,
     Combination,
@@ -84,7 +86,8 @@ class Ensembles:
     was picked by what it is measured on, which favours it. `error_correlation` has Pearson's correlation of
     two members' errors, an error counting 1, over images; `class_error_correlation` that of their error rates
     over classes; None where a member has the same everywhere. `any_right_percent` and `all_right_percent`
-    are shares of the images that at least one member, and every member, gets right.
+    are shares of the images that at least one member, and every member, gets right. `notes` say what else
+    a reader must know of members, such as that they were trained on the split.
     """
 
     split: str
@@ -101,6 +104,7 @@ class Ensembles:
     class_error_correlation: tuple[tuple[float | None, ...], ...]
     any_right_percent: float
     all_right_percent: float
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The fields and the mean correlations as JSON values."""
@@ -198,6 +202,20 @@ def compare_rules(
         class_error_correlation=_or_none(pairwise_correlation(class_error_rates(wrong, labels))),
         any_right_percent=100 * float((wrong.min(axis=0) == 0).mean()),
         all_right_percent=100 * float((wrong.max(axis=0) == 0).mean()),
+        notes=notes_of(opened, split, pack),
+    )
+
+
+def notes_of(members: Sequence[Run], split: str, pack: Pack | None = None) -> tuple[str, ...]:
+    """What a reader of the members' numbers on this split must know, each note after the names of those
+    members that it is about."""
+    named: dict[str, list[str]] = {}
+    for run in members:
+        for note in notes(run, split, pack):
+            named.setdefault(note, []).append(run.path.resolve().name)
+    return tuple(
+        f"{'every member' if len(names) == len(members) > 1 else ', '.join(names)}: {note}"
+        for note, names in named.items()
     )
 
 
@@ -253,7 +271,10 @@ def _why_not_tune(opened: Sequence[Run], pack: Pack | None) -> str | None:
     if pack is not None and pack.digest != opened[0].pack_digest:
         return "the members were trained on another pack, whose training images this one's tune may hold"
     for run in opened:
-        if runs.seen_in_training(run, "tune"):
+        shown = runs.seen(run, "tune")
+        if shown and all(one.how == "unknown" for one in shown):
+            return f"it is not known whether {run.path.name} began with weights that were trained on tune"
+        if shown:
             own = run.recipe.data.train_split == BOTH
             how = "data.train_split is train+tune" if own else "by the run that model.weights names"
             return f"{run.path.name} was trained on tune ({how})"
@@ -263,7 +284,8 @@ def _why_not_tune(opened: Sequence[Run], pack: Pack | None) -> str | None:
 def _step(run: Run) -> int:
     last = checkpoint.latest(run.path)
     if last is None:
-        raise TinlabError(f"{run.path} has no checkpoint yet; go on with: tinlab train --resume {run.path}")
+        quoted = shlex.quote(str(run.path))
+        raise TinlabError(f"{run.path} has no checkpoint yet; go on with: tinlab train --resume {quoted}")
     return checkpoint.step_of(last)
 
 

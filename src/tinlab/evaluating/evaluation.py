@@ -18,7 +18,7 @@ from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.metrics import Metrics, judge, measure
 from tinlab.evaluation.scores import Scores, scores
 from tinlab.evaluation.tta import TTA
-from tinlab.runs import Run, seen_in_training
+from tinlab.runs import Run, Seen, another_source, seen
 
 Watch = Callable[[str, int, int], None]
 """Told what is being predicted, images done, and images in all."""
@@ -164,13 +164,16 @@ def evaluate(
         confusions=confused_pairs(judged, indices, wanted.run.classes),
         tta=augmented,
         robustness=found,
-        notes=notes(wanted.run, split),
+        notes=notes(wanted.run, split, pack),
     )
 
 
 def why_no_temperature(run: Run, split: str, pack_digest: str) -> str | None:
     """Why a temperature fitted on `tune` would not be honest, in one sentence; None where it is."""
-    if seen_in_training(run, "tune"):
+    shown = seen(run, "tune")
+    if shown and all(one.how == "unknown" for one in shown):
+        return f"no temperature was fitted: {_origin_unknown(run)}, which may have been tune too"
+    if shown:
         return (
             "no temperature was fitted: the network was trained on tune too, and val is not fitted on; "
             "train with data.train_split 'train' for one"
@@ -184,13 +187,34 @@ def why_no_temperature(run: Run, split: str, pack_digest: str) -> str | None:
     return None
 
 
-def notes(run: Run, split: str) -> tuple[str, ...]:
-    """What a reader of the run's numbers on this split must know."""
-    if seen_in_training(run, split):
+def notes(run: Run, split: str, pack: Pack | None = None) -> tuple[str, ...]:
+    """What a reader of the run's numbers on this split, of `pack` or of the run's own, must know."""
+    found = [_note(one, run, split) for one in seen(run, split, pack)]
+    if pack is not None and another_source(run, pack):
+        found.append("this is another data set than the network was trained on")
+    return tuple(dict.fromkeys(found))
+
+
+def _note(shown: Seen, run: Run, split: str) -> str:
+    if shown.how == "split":
+        return f"the network was trained on images of {split}: this says how well it knows what it was shown"
+    if shown.how == "pack":
         return (
-            f"the network was trained on images of {split}: this says how well it knows what it was shown",
+            f"{shown.images:,} of the {shown.of:,} images of {split} are among the training images of "
+            "another pack that the network was trained on: on these this says how well it knows what it was "
+            "shown"
         )
-    return ()
+    if shown.before:
+        return f"{_origin_unknown(run)}, which may have been images of {split}"
+    return (
+        "this is another pack than the network was trained on, and that one cannot be opened: some of the "
+        f"images of {split} may have been trained on"
+    )
+
+
+def _origin_unknown(run: Run) -> str:
+    weights = run.recipe.beginning(0).weights
+    return f"it is not known what the weights that the network began with ({weights}) were trained on"
 
 
 def _labelled(predictions: Predictions, split: str) -> None:

@@ -9,6 +9,7 @@ Of a pack that is not the run's own, the file's name also has the pack's digest.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def measured(path: str | Path, *, split: str = "val", pack: Pack | None = None) 
     run = runs.open_run(path)
     last = checkpoint.latest(run.path)
     if last is None:
-        raise TinlabError(f"{path} has no checkpoint yet; go on with: tinlab train --resume {path}")
+        quoted = shlex.quote(str(path))
+        raise TinlabError(f"{path} has no checkpoint yet; go on with: tinlab train --resume {quoted}")
     step = checkpoint.step_of(last)
     return Measured(run, step, split, pack, pack.digest if pack else run.pack_digest)
 

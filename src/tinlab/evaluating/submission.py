@@ -17,20 +17,23 @@ from tinlab import runs
 from tinlab.data.pack import Pack, Split
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
-from tinlab.evaluating.ensemble import open_ensemble
+from tinlab.evaluating.ensemble import notes_of, open_ensemble
+from tinlab.evaluating.evaluation import notes
 from tinlab.files import read_text, write_atomically
 
 
 @dataclass(frozen=True)
 class Submission:
     """A file of answers that was checked. `classes` int64 (N,): the class index given to each image, in the
-    split's order. `top1_percent` is what it scores, None where the labels were never published."""
+    split's order. `top1_percent` is what it scores, None where the labels were never published. `notes` say
+    what a reader of that must know, such as that the network was trained on these images."""
 
     path: Path
     split: str
     images: int
     classes: np.ndarray
     top1_percent: float | None
+    notes: tuple[str, ...] = ()
 
 
 def submit(
@@ -51,10 +54,12 @@ def submit(
         ensemble = open_ensemble(source)
         pack = pack or _own_pack(ensemble.runs[0].pack, ensemble.pack_digest, source)
         found = ensemble.predictions(split=split, pack=pack, device=device)
+        told = notes_of(ensemble.runs, split, pack)
     else:
         run = runs.open_run(source)
         pack = pack or _own_pack(run.pack, run.pack_digest, source)
         found = predictions_of(source, split=split, pack=pack, device=device)
+        told = notes(run, split, pack)
     rows = pack.split(split)
     names, ids = file_names(rows), [c.id for c in pack.info.classes]
     answers = found.logits.argmax(axis=1)  # (N,)
@@ -72,7 +77,7 @@ def submit(
     except OSError as error:
         raise TinlabError(f"{out} cannot be written: {error.strerror or error}") from error
     read = checked[0]
-    return Submission(out, split, read.images, read.classes, read.top1_percent)
+    return Submission(out, split, read.images, read.classes, read.top1_percent, told)
 
 
 def check_submission(path: str | Path, pack: Pack, *, split: str = "test") -> Submission:

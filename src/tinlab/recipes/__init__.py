@@ -64,11 +64,8 @@ def find(name: str) -> Recipe:
     NAME-budget-0.1 is NAME at a tenth of its length, see `shortened`. Raises TinlabError for an unknown name,
     with the nearest known ones.
     """
-    if name in RECIPES:
-        return RECIPES[name]()
-    base, *budget = BUDGET.split(name)
-    if budget and base in RECIPES and name == f"{base}-budget-{budget[0]}":
-        return shortened(RECIPES[base](), float(budget[0]))
+    if (recipe := known(name)) is not None:
+        return recipe
     path = Path(name)
     if is_file(path / "recipe.json"):
         return read_recipe(path / "recipe.json")
@@ -76,6 +73,19 @@ def find(name: str) -> Recipe:
         return read_recipe(path)
     near = difflib.get_close_matches(name, RECIPES, n=3) or list(RECIPES)
     raise TinlabError(f"there is no recipe '{name}'; try {', '.join(near)} ('tinlab recipes' lists all)")
+
+
+def known(name: str) -> Recipe | None:
+    """The recipe of RECIPES that is called `name`, which may be NAME-budget-0.1; None where there is none.
+
+    Raises TinlabError for a budget that there cannot be.
+    """
+    if name in RECIPES:
+        return RECIPES[name]()
+    base, *budget = BUDGET.split(name)
+    if budget and base in RECIPES and name == f"{base}-budget-{budget[0]}":
+        return shortened(RECIPES[base](), float(budget[0]))
+    return None
 
 
 def shortened(recipe: Recipe, fraction: float) -> Recipe:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from tinlab.report.examples import Examples, matching_split
 from tinlab.report.figures import reliability_chart, sorted_bars
 from tinlab.report.knobs import knob_groups, provenance_counts, shown, with_own_values
 from tinlab.report.record import RunRecord, number
-from tinlab.runs import open_run, pack_of, seen_in_training
+from tinlab.runs import open_run, pack_of, seen
 
 ENDS_SHOWN = 5
 """How many of the best and of the worst classes are shown with images."""
@@ -163,7 +165,6 @@ def _measured(source: Source) -> dict[str, Any]:
     doubted = {card.index for card in suspects}
     errors = examples.errors()
     above = {example.index for example in errors} & doubted
-    seen = _seen(record, predictions.split)
     robustness = evaluation.robustness if evaluation else None
     return {
         "accuracy": [("as it is", plain), *((VIEW_WORDS.get(n, n), of) for n, of in augmented.items())],
@@ -186,7 +187,12 @@ def _measured(source: Source) -> dict[str, Any]:
         "robustness_lead": wording.robustness_sentence(robustness) if robustness else "",
         "suspects": examples.with_pictures([card for card in suspects if card.index not in above]),
         "labels_lead": wording.labels_sentence(
-            metrics.images, len(suspects), len(above), len(errors), predictions.split, seen
+            metrics.images,
+            len(suspects),
+            len(above),
+            len(errors),
+            predictions.split,
+            _seen(record, predictions.split),
         ),
         "pictured": split is not None,
     }
@@ -256,10 +262,16 @@ def _looked_into(source: Source, explain: bool) -> dict[str, Any]:
 
 
 def repeat_command(record: RunRecord) -> str:
-    """The command that trains the same again from the run's own recipe file."""
+    """The command that trains the same again from the run's own recipe file, wherever it is typed."""
+    words = ["tinlab", "train", str(record.path.resolve() / "recipe.json")]
     run_seed = number((record.result or {}).get("seed"))
-    seed = "" if run_seed is None else f" --seed {run_seed:.0f}"
-    return f"tinlab train {record.path.name}/recipe.json{seed}"
+    with suppress(TinlabError):  # a run whose other files are gone
+        run = open_run(record.path)
+        words += ["--data", run.pack]
+        run_seed = run.seed
+    if run_seed is not None:
+        words += ["--seed", f"{run_seed:.0f}"]
+    return shlex.join(words)
 
 
 def _saved_evaluation(run: Path, split: str) -> Evaluation | None:
@@ -336,10 +348,12 @@ def _measure(name: str) -> str:
     return " ".join(words[:-1] if unit else words) + unit
 
 
-def _seen(record: RunRecord, split: str) -> bool:
-    """Whether the network was trained on images of `split`, here or where its weights are from."""
+def _seen(record: RunRecord, split: str) -> bool | None:
+    """Whether the network was trained on images of `split`, here or where its weights are from; None where
+    that is not known."""
     try:
-        return seen_in_training(open_run(record.path), split)
+        shown = seen(open_run(record.path), split)
+        return None if shown and all(one.how == "unknown" for one in shown) else bool(shown)
     except TinlabError:  # a run whose other files are gone
         return split in str(_dict(record.recipe.get("data")).get("train_split", "train")).split("+")
 

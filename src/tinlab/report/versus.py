@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,8 +139,8 @@ def _compared(sources: Sequence[Source]) -> tuple[Comparison | None, str]:
         for source in sources:
             if saved_predictions(source.record.path, split=split) is None:
                 return None, (
-                    f"{source.record.path.name} has no saved predictions of {split}; make them with: tinlab "
-                    f"evaluate {source.record.path.name}"
+                    f"{source.record.path.name} has no saved predictions of {split}; make them with: "
+                    + shlex.join(["tinlab", "evaluate", str(source.record.path)])
                 )
         return compare([source.record.path for source in sources], split=split), ""
     except TinlabError as error:

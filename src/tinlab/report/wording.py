@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tinlab import recipes
+from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.environment import sittings
+from tinlab.errors import TinlabError
 from tinlab.evaluating import Comparison, Evaluation, Robustness
 from tinlab.evaluation.calibration import Calibration, TemperatureScaling
 from tinlab.evaluation.metrics import Metrics
 from tinlab.evaluation.scores import Scores
+from tinlab.recipe import Recipe
 from tinlab.report.examples import ClassRow, ConfusionCard
-from tinlab.report.knobs import shown
+from tinlab.report.knobs import differing, shown
 from tinlab.report.network import Pruning
 from tinlab.report.record import Point, RunRecord, number
 
@@ -81,6 +85,12 @@ def rendered(record: RunRecord) -> bool:
     return record.pack.get("source_kind") == "rendered"
 
 
+def on_papers_images(record: RunRecord) -> bool:
+    """The images are those that the papers report on: all of Tiny ImageNet, at its own size."""
+    about = (record.pack.get(name) for name in ("content_digest", "classes", "image_size"))
+    return tuple(about) == (OFFICIAL_DIGEST, 200, 64) and not rendered(record)
+
+
 def reported_percent(record: RunRecord, split: str) -> float | None:
     """The paper's top-1 on `split`, where the recipe has a paper that reports it."""
     return number(_at(record.recipe, "paper", "reported", f"{split}_top1_percent"))
@@ -144,6 +154,12 @@ def paper_sentence(record: RunRecord, metrics: Metrics | None) -> str:
             "The paper’s numbers are for Tiny ImageNet, and this run is on rendered stand-in images: the "
             "columns say nothing about each other."
         )
+    if not on_papers_images(record):
+        other = "is on other images" if record.pack else "does not say what its images are"
+        return (
+            "The paper’s numbers are for all of Tiny ImageNet at 64 pixels, and this run "
+            f"{other}: the columns say nothing about each other."
+        )
     ours = metrics.top1_percent if metrics else number(result.get("top1_percent"))
     if reported is None or ours is None:
         return "The paper reports what this run has not measured; each column stands for itself."
@@ -160,19 +176,29 @@ def paper_sentence(record: RunRecord, metrics: Metrics | None) -> str:
     changed = changed_fields(record)
     if changed:
         text += (
-            f" {count(len(changed), 'field')} {'was' if len(changed) == 1 else 'were'} set by hand "
-            f"({listed(changed, 4)}), so this is not quite the paper’s experiment."
+            f" {count(len(changed), 'field')} {'is' if len(changed) == 1 else 'are'} not as in the paper’s "
+            f"recipe ({listed(changed, 4)}), so this is not quite the paper’s experiment."
         )
     return text
 
 
 def changed_fields(record: RunRecord) -> list[str]:
-    """The fields of the recipe that its provenance calls changed."""
+    """The fields of the recipe that its provenance calls changed, and those in which it differs from tinlab's
+    recipe of its name: in a file that was edited, the provenance is still that of what stood there."""
     sources = record.recipe.get("provenance")
     found = sources.items() if isinstance(sources, dict) else ()
-    return [
+    told = [
         str(path) for path, source in found if isinstance(source, dict) and source.get("kind") == "changed"
     ]
+    try:
+        recipe = Recipe.model_validate(record.recipe)
+        known = recipes.known(recipe.name)
+    except (TinlabError, ValueError):  # pydantic's own, and text that UTF-8 cannot hold
+        return told
+    if known is None or recipe.digest == known.digest:
+        return told
+    apart = differing([recipe.model_dump(mode="json"), known.model_dump(mode="json")])
+    return told + [path for path, _ in apart if not any(f"{path}.".startswith(f"{one}.") for one in told)]
 
 
 def accuracy_sentence(split: str, plain: Scores, augmented: dict[str, Scores]) -> str:
@@ -271,8 +297,9 @@ def errors_sentence(metrics: Metrics, shown: int, sure: int) -> str:
     return f"{lead} These {shown} it was surest of. Look for hard images, and for labels that one may doubt."
 
 
-def labels_sentence(images: int, suspects: int, above: int, shown: int, split: str, seen: bool) -> str:
-    """How many labels are suspect, `above` of them among the `shown` errors, and what that supposes."""
+def labels_sentence(images: int, suspects: int, above: int, shown: int, split: str, seen: bool | None) -> str:
+    """How many labels are suspect, `above` of them among the `shown` errors, and what that supposes. `seen`:
+    whether the network was trained on them, None where that is not known."""
     if not suspects:
         return f"No label of the {images:,} images is suspect by these predictions."
     text = (
@@ -287,7 +314,9 @@ def labels_sentence(images: int, suspects: int, above: int, shown: int, split: s
             f"The {above} errors above are" if above == shown else f"{above} of the errors above, marked, are"
         )
         text += f" {stand} among them; these are the next."
-    if seen:
+    if seen is None:
+        text += f" It may have been trained on images of {split}, and have learned the labels of those."
+    elif seen:
         text += (
             f" It was trained on images of {split} and has learned their labels, so it misses most errors."
         )
@@ -415,7 +444,7 @@ def duration(seconds: float) -> str:
 
 def _against_paper(record: RunRecord, split: str, top1: float, metrics: Metrics | None) -> str:
     reported = reported_percent(record, split)
-    if reported is None or rendered(record):
+    if reported is None or not on_papers_images(record):
         return ""
     low, high = metrics.top1_interval_percent if metrics else (top1, top1)
     if low <= reported <= high:
@@ -502,6 +531,11 @@ def _notices(record: RunRecord, metrics: Metrics | None) -> tuple[str, ...]:
         )
         reported = _at(record.recipe, "paper", "reported")
         found.append(f"{text}; it cannot be held against the paper’s." if reported else f"{text}.")
+    elif record.pack and not on_papers_images(record) and _at(record.recipe, "paper", "reported"):
+        found.append(
+            "These images are not those of the paper, all of Tiny ImageNet at 64 pixels, so the number "
+            "cannot be held against the paper’s."
+        )
     if any(not math.isfinite(point.loss) for point in (*record.train, *record.held_out)):
         first = next(p for p in (*record.train, *record.held_out) if not math.isfinite(p.loss))
         found.append(

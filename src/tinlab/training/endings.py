@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 
@@ -19,7 +20,8 @@ class TrainingStopped(TinlabError):
     def __init__(self, run: Path, step: int, total_steps: int, signal_number: int) -> None:
         name = signal.Signals(signal_number).name
         super().__init__(
-            f"stopped by {name} after step {step} of {total_steps}; go on with: tinlab train --resume {run}"
+            f"stopped by {name} after step {step} of {total_steps}; go on with: tinlab train --resume "
+            f"{shlex.quote(str(run))}"
         )
         self.exit_code = 128 + signal_number
         self.on_every_rank = True
@@ -32,7 +34,7 @@ class TimeIsUp(TinlabError):
     def __init__(self, run: Path, step: int, total_steps: int) -> None:
         super().__init__(
             f"not finished: the time is up after step {step} of {total_steps}; go on with: tinlab train "
-            f"--resume {run}"
+            f"--resume {shlex.quote(str(run))}"
         )
         self.exit_code = NOT_FINISHED
         self.on_every_rank = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -156,7 +157,8 @@ def _disk_errors_told(run: Run) -> Iterator[None]:
         why, place = (error.strerror or str(error)).lower(), error.filename or run.path
         mend = "make room" if error.errno in FULL else "see to it"
         raise TinlabError(
-            f"{run.path} stopped: {why} at {place}; {mend}, and go on with: tinlab train --resume {run.path}"
+            f"{run.path} stopped: {why} at {place}; {mend}, and go on with: tinlab train "
+            f"--resume {shlex.quote(str(run.path))}"
         ) from error
 
 
@@ -185,7 +187,7 @@ def _go(run: Run, pack: Pack, device: torch.device, ranks: Ranks, how: How) -> R
             if ranks.count > 1 and lost(error):
                 raise TinlabError(
                     f"another of the {ranks.count} ranks is gone; go on with: tinlab train --resume "
-                    f"{run.path}, on as many ranks as there are"
+                    f"{shlex.quote(str(run.path))}, on as many ranks as there are"
                 ) from error
             raise
         ranks.wait()  # until the result is there for all
@@ -417,7 +419,8 @@ class _Job:
         if name := self.pack.written_to_since(self.stamps):
             raise TinlabError(
                 f"{self.pack.path / name} was written to while {self.run.path} trained on it; put back what "
-                f"was there and go on from the last checkpoint: tinlab train --resume {self.run.path}"
+                f"was there and go on from the last checkpoint: tinlab train --resume "
+                f"{shlex.quote(str(self.run.path))}"
             )
 
     def _finish(self, setup: Setup) -> None:
