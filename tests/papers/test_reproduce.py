@@ -13,7 +13,7 @@ from tinlab.papers import reproduce as module
 from tinlab.papers.length import IMAGES_PER_SECOND
 from tinlab.papers.registry import Row, row
 from tinlab.papers.reproduce import How, reproduce, status
-from tinlab.results import COLUMNS, recorded, write_table
+from tinlab.results import COLUMNS, TINY_IMAGENET, recorded, write_table
 from tinlab.runs import open_run
 from tinlab.study import run as study_run
 from tinlab.study.attempt import Settings, write_row
@@ -123,7 +123,8 @@ def test_what_has_a_row_is_not_run_again(how, monkeypatch):
 
 def test_rows_that_stand_for_a_run(tmp_path):
     other = dict.fromkeys(COLUMNS, "1")
-    other |= {"recipe_digest": "r", "split": "val", "content_digest": "d", "classes": "8"}
+    images = dict.fromkeys(TINY_IMAGENET, "1") | {"content_digest": "d", "classes": "8"}
+    other |= {"recipe_digest": "r", "split": "val", **images}
     rows = [
         other | {"top1_percent": "12.5", "finished_at": "2"},
         other | {"top1_percent": "11.5", "finished_at": "1"},
@@ -132,7 +133,7 @@ def test_rows_that_stand_for_a_run(tmp_path):
         other | {"seed": "4", "split": "tune"},
     ]
     write_table(tmp_path / "results.csv", COLUMNS, rows)
-    assert recorded(tmp_path / "results.csv", "d", 8) == {("r", 1): 12.5}
+    assert recorded(tmp_path / "results.csv", images) == {("r", 1): 12.5}
 
 
 def test_a_budget_makes_another_run(how):

@@ -128,6 +128,23 @@ def test_what_saw_imagenet_stands_in_a_table_of_its_own(tmp_path):
     assert "images of ImageNet" in leaking
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("imagenet", "began from ImageNet's weights"),
+        ("0123456789ab", "began from weights of SHA-256 0123456789ab…"),
+    ],
+)
+def test_networks_of_no_paper_that_began_from_weights_stand_apart(weights, said, tmp_path):
+    mine = line("yu_vgg") | {"recipe": "mine", "recipe_digest": "0" * 12}
+    scratch = mine | {"recipe": "other", "recipe_digest": "1" * 12}
+    text = page.results_page(written(tmp_path, [mine | {"weights": weights}, scratch]))
+    leaking, others = text.split("## Networks that saw ImageNet's weights")[1].split("## Others")
+    assert row_of(leaking, "mine")[1:4] == [said, "", "50.00 (49.00 to 51.00)"]
+    assert "| mine |" not in others
+    assert row_of(others, "other")[1] == ""
+
+
 def test_a_changed_recipe_is_not_the_papers(tmp_path):
     changed = line("yu_vgg") | {"recipe_digest": "0" * 12}
     text = page.results_page(written(tmp_path, [changed]))
@@ -135,7 +152,7 @@ def test_a_changed_recipe_is_not_the_papers(tmp_path):
     assert row_of(text, "yu_vgg, changed")[3].startswith("50.00")
 
 
-@pytest.mark.parametrize("of", [{"classes": "100"}, {"content_digest": "0" * 64}])
+@pytest.mark.parametrize("of", [{"classes": "100"}, {"content_digest": "0" * 64}, {"image_size": "32"}])
 def test_a_run_on_other_images_is_not_the_papers(tmp_path, of):
     """A half of the classes, or a set of one's own: its accuracy stands beside nothing here."""
     path = written(tmp_path, [line("yu_vgg") | of])

@@ -175,17 +175,17 @@ def _run(
 ) -> None:
     from tinlab.cli.many import _study_settings
     from tinlab.data.pack import Pack
+    from tinlab.environment import describe_pack
     from tinlab.papers.measures import measures_file, record_measures
     from tinlab.papers.reproduce import How, Reproduced
     from tinlab.papers.reproduce import reproduce as run_row
     from tinlab.papers.write import write_pages
-    from tinlab.results import recorded
+    from tinlab.results import images_of, of_tiny_imagenet, recorded
     from tinlab.study.attempt import share_of_cores
     from tinlab.study.plan import parse_seeds
 
     settings = _study_settings(data, device, checkpoint_seconds, share_of_cores(jobs), None)
-    about = Pack.open(settings.pack).info
-    images = (about.source.get("content_digest"), len(about.classes))
+    images = images_of(describe_pack(Pack.open(settings.pack)))
     how = How(
         settings=settings,
         out=out,
@@ -193,7 +193,7 @@ def _run(
         fraction=budget,
         changes=changes,
         jobs=jobs,
-        recorded={} if results is None else recorded(results, *images),
+        recorded={} if results is None else recorded(results, images),
     )
     done: list[Reproduced] = []
     failed: dict[str, str] = {}
@@ -218,6 +218,10 @@ def _run(
         if results is not None:
             if found.values and found.of and (budget < 1 or changes):
                 terminal.say(f"{row.id}: not added, as it is of shortened or changed trainings")
+            elif found.values and found.of and not of_tiny_imagenet(images):
+                terminal.say(
+                    f"{row.id}: not added, as its runs are of another pack than Tiny ImageNet's usual one"
+                )
             elif found.values:
                 record_measures(measures_file(results), found.row, found.values, found.of)
             write_pages(results)

@@ -15,12 +15,13 @@ from typing import Any
 
 from tinlab.data.pack import Pack
 from tinlab.data.subset import half, subset_pack
+from tinlab.environment import describe_pack
 from tinlab.errors import TinlabError
 from tinlab.files import only_one, read_text, write_json
 from tinlab.papers.length import expected_minutes, images_per_second
 from tinlab.recipe import Recipe, Schedule, Stage
 from tinlab.recipes import shortened
-from tinlab.results import COLUMNS, check_numbers, row_of, write_table
+from tinlab.results import COLUMNS, are_columns, check_numbers, images_of, row_of, same_images, write_table
 from tinlab.runs import Run
 from tinlab.study.comparison import Spread, spread
 from tinlab.study.trial import find_run
@@ -226,10 +227,10 @@ def read_transfer(path: Path) -> list[dict[str, str]]:
     try:
         rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
         names = tuple(rows.fieldnames or ())
-        found = [{name: row.get(name) or "" for name in names} for row in rows]
+        found = [{name: row.get(name) or "" for name in TABLE_COLUMNS} for row in rows]
     except (OSError, ValueError, csv.Error) as error:
         raise TinlabError(f"{path} cannot be read ({error}); move it aside") from error
-    if names != TABLE_COLUMNS:
+    if not are_columns(names, TABLE_COLUMNS):
         raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
     check_numbers(path, found, ("share", "images_per_class", "train_minutes"))
     return found
@@ -240,14 +241,14 @@ def recorded_transfer(
 ) -> dict[tuple[int, str, int], float]:
     """Images a class, start and seed -> top-1 in percent of the rows of `path` for `recipe` at that share of
     its length, on halves of the classes of `pack`."""
-    halved = {str(len(half(pack, which))) for which in ("A", "B")}
+    whole = images_of(describe_pack(pack))
+    halves = [whole | {"classes": str(len(half(pack, which)))} for which in ("A", "B")]
     return {
         (int(row["images_per_class"]), row["start"], int(float(row["seed"]))): float(row["top1_percent"])
         for row in read_transfer(path)
         if row["recipe_digest"] == recipe.digest
         and float(row["share"]) == fraction
-        and row["content_digest"] == str(pack.info.source.get("content_digest"))
-        and row["classes"] in halved
+        and any(same_images(row, images) for images in halves)
     }
 
 
