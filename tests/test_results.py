@@ -12,6 +12,7 @@ from tinlab.results import (
     ADDED,
     COLUMNS,
     TINY_IMAGENET,
+    curve_file,
     mean_top1_percent,
     of_tiny_imagenet,
     read_results,
@@ -136,6 +137,28 @@ def test_a_run_is_recorded_once(run, tmp_path):
     with pytest.raises(TinlabError, match="already"):
         record(run.path, tmp_path / "r.csv")
     assert len(read_results(tmp_path / "r.csv")) == 1
+
+
+def test_each_row_keeps_a_curve_of_its_own(run, tmp_path):
+    path = tmp_path / "r.csv"
+    first = record(run.path, path)
+    plain = tmp_path / "curves" / f"tiny-{run.recipe.digest}-s0.csv"
+    before = plain.read_bytes()
+    later = shutil.copytree(run.path, tmp_path / "run")
+    result = read_json(later / "result.json") | {"finished_at": "2030-01-02T03:04:05+00:00"}
+    write_json(later / "result.json", result)
+    points = (later / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (later / "metrics.jsonl").write_text("".join(points[1:]))
+    second = record(later, path)
+    assert curve_file(path, first) == plain
+    assert plain.read_bytes() == before
+    assert curve_file(path, second) == plain.with_stem(f"{plain.stem}-20300102030405")
+    assert len(curve_file(path, second).read_text().splitlines()) == len(points)
+    # Nor is it taken by a row of another file in the folder; the same run's is written again.
+    record(later, tmp_path / "other.csv")
+    record(run.path, tmp_path / "third.csv")
+    assert plain.read_bytes() == before
+    assert len(list(plain.parent.iterdir())) == 2
 
 
 def test_who_adds_rows_at_the_same_time_waits(run, tmp_path):

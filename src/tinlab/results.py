@@ -118,14 +118,37 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
         if any(all(str(row[n]) == old[n] for n in ("recipe_digest", "seed", "finished_at")) for old in rows):
             raise AlreadyRecorded(f"{path} has a row for {run} already")
         # The row comes last, so that none is there without its curve.
-        write_table(curve_file(path, row), CURVE_COLUMNS, opened.metrics())
+        points = opened.metrics()
+        write_table(_new_curve_file(path, row, rows, points), CURVE_COLUMNS, points)
         write_table(path, COLUMNS, [*rows, row])
     return row
 
 
 def curve_file(path: Path, row: Mapping[str, Any]) -> Path:
-    """Where the curve of a row of `path` lies: a changed recipe keeps its name, and has another digest."""
-    return path.parent / "curves" / f"{row['recipe']}-{row['recipe_digest']}-s{row['seed']}.csv"
+    """Where the curve of a row of `path` lies: a changed recipe keeps its name, and has another digest. Of
+    runs of one recipe and seed the first one's curve is called by these alone, and others' also by when they
+    finished."""
+    plain, own = _curve_files(path, row)
+    return own if own.is_file() else plain
+
+
+def _curve_files(path: Path, row: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Where the curve of a row may lie: by recipe and seed alone, and by when the run finished."""
+    name = f"{row['recipe']}-{row['recipe_digest']}-s{row['seed']}"
+    finished = "".join(character for character in str(row["finished_at"]) if character in "0123456789")[:14]
+    return path.parent / "curves" / f"{name}.csv", path.parent / "curves" / f"{name}-{finished}.csv"
+
+
+def _new_curve_file(
+    path: Path, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], points: list[dict[str, Any]]
+) -> Path:
+    """Where the curve of a new row goes: not where another row of `rows`, or of another file beside `path`,
+    has its own. What a killed process wrote of this very run is written again."""
+    plain, own = _curve_files(path, row)
+    taken = any(_curve_files(path, old)[0] == plain for old in rows)
+    if not taken and plain.is_file():
+        taken = plain.read_bytes() != _table(CURVE_COLUMNS, points).encode()
+    return own if taken else plain
 
 
 def row_of(run: str | Path) -> dict[str, Any]:
@@ -213,12 +236,16 @@ def train_top1_percent(metrics: list[dict[str, Any]]) -> float:
 
 def write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     """Write `rows` as a CSV file with the given columns, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, _table(columns, rows))
+
+
+def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def images_of(pack: Mapping[str, Any]) -> dict[str, str]:
