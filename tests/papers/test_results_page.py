@@ -1,6 +1,7 @@
 import csv
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tinlab import recipes, results
 from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.errors import TinlabError
+from tinlab.files import only_one
 from tinlab.papers import page
 from tinlab.papers.found import found_of
 from tinlab.papers.helps import what_helps_page
@@ -22,7 +24,7 @@ from tinlab.papers.length import (
 from tinlab.papers.measures import measures_file, read_measures, record_measures, values_of
 from tinlab.papers.registry import CLASS_ERRORS, PAPERS, every_row, recipe_called, row, rows_of, study_recipes
 from tinlab.papers.sources import sources_page
-from tinlab.papers.write import write_pages
+from tinlab.papers.write import PAGES, write_pages
 from tinlab.recipe import Model
 from tinlab.study.studies import STUDIES
 
@@ -322,6 +324,33 @@ def test_the_papers_figures_are_drawn_where_their_runs_are(tmp_path):
         assert re.search(rf"!\[.*\]\(results/figures/{name}.png\)", text)
     helps = (tmp_path / "docs" / "what-helps.md").read_text()
     assert "](../results/figures/what_helps_small.png)" in helps
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_somebody_elses_page_is_left_alone(name, tmp_path):
+    path = written(tmp_path, []).rename(tmp_path / "mine.csv")
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("# Results\n\nof my own\n")
+    with pytest.raises(TinlabError, match=rf"{name} is no page that tinlab wrote.*--file"):
+        write_pages(path)
+    assert own.read_text() == "# Results\n\nof my own\n"
+    assert list(tmp_path.rglob("*.md")) == [own]
+    own.unlink()
+    assert own in write_pages(path)
+    assert own in write_pages(path)  # and what it wrote itself is written anew
+
+
+def test_pages_are_never_older_than_the_rows(tmp_path):
+    path = written(tmp_path, [])
+    other = threading.Thread(target=write_pages, args=(path,))
+    with only_one(path.parent):  # as who adds a row has it
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+        results.write_table(path, results.COLUMNS, [line("yu_vgg", top1=51.25)])
+    other.join(60)
+    assert "51.25" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_pages_of_a_file_of_ones_own_stand_beside_it(tmp_path):

@@ -99,6 +99,7 @@ def _place(file: Path | None, add_results: bool) -> Path | None:
     """The file that rows are added to, or None; what is wrong with it is told before hours of training."""
     from tinlab.papers.measures import measures_file, read_measures
     from tinlab.papers.transfer import read_transfer, transfer_file
+    from tinlab.papers.write import check_pages
     from tinlab.results import read_results, results_file
 
     if not add_results:
@@ -109,6 +110,7 @@ def _place(file: Path | None, add_results: bool) -> Path | None:
     read_results(path)
     read_measures(measures_file(path))
     read_transfer(transfer_file(path))
+    check_pages(path)
     return path
 
 
@@ -293,12 +295,12 @@ def results(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where RESULTS.md goes. Default: above a folder results, or beside the CSV.",
+            help="Where the pages go. Default: above a folder results, or beside the CSV.",
         ),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Write RESULTS.md, its figures and docs/what-helps.md from results.csv."""
+    """Write RESULTS.md, docs/what-helps.md, docs/papers.md and results/figures/ from results.csv."""
     if context.invoked_subcommand is not None:
         if file is not None or out is not None or json:
             raise TinlabError(f"give options after '{context.invoked_subcommand}'")
@@ -310,7 +312,7 @@ def results(
     path = file or results_file()
     if file is not None and not file.is_file():
         raise TinlabError(f"there is no {file}; 'tinlab results add RUN' begins one")
-    written, silent = write_pages(path, out), unexplained(path)
+    written, silent = write_pages(path, out, "--out"), unexplained(path)
     if json:
         terminal.show_json({"written": [str(one) for one in written], "below_without_remark": silent})
         return
