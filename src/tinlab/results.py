@@ -167,7 +167,7 @@ def row_of(run: str | Path) -> dict[str, Any]:
         about = {
             name: _in_turn(one[name] for one in parts) for name in ("threads", "torch", "tinlab", "commit")
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TinlabError(
             f"{run}: environment.json is damaged ({error!r}), so no number can be traced"
         ) from error
