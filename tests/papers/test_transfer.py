@@ -3,6 +3,7 @@ import json
 import pytest
 
 from tinlab import recipes
+from tinlab.data.subset import half, subset_pack
 from tinlab.environment import describe_pack
 from tinlab.errors import TinlabError
 from tinlab.files import write_json
@@ -11,6 +12,7 @@ from tinlab.papers.page import results_page
 from tinlab.papers.transfer import (
     TABLE_COLUMNS,
     drawn_points,
+    on_a,
     on_b,
     read_transfer,
     record_transfer,
@@ -21,6 +23,7 @@ from tinlab.papers.transfer import (
 from tinlab.papers.write import write_pages
 from tinlab.recipe import changed
 from tinlab.results import ADDED, images_of, write_table
+from tinlab.study.trial import training_alone
 from tinlab.training import loop
 from tinlab.training.stages import spans
 
@@ -70,6 +73,16 @@ def test_what_has_a_row_is_not_trained_again(small, shapes_pack, tmp_path):
         write_table(tmp_path / "transfer.csv", tuple(columns), rows[: 4 if "image_size" in columns else 3])
         found = recorded_transfer(tmp_path / "transfer.csv", small, 0.01, shapes_pack)
         assert found == {(2, "from A", 0): 33.0}
+
+
+def test_who_trains_the_same_in_the_same_folder_is_refused(small, shapes_pack, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained twice"))
+    pack = subset_pack(shapes_pack, half(shapes_pack, "A"), tmp_path / "pack-A")
+    with (
+        training_alone(tmp_path / "runs", on_a(small, 0.01), 0, pack.digest),
+        pytest.raises(TinlabError, match=r"transfer-a-tiny.*, seed 0, in .* is being trained by another"),
+    ):
+        transfer(small, shapes_pack, tmp_path, images_per_class=(2,), fraction=0.01, say=lambda text: None)
 
 
 def test_both_ways_have_the_same_images_and_steps(small, shapes_pack):

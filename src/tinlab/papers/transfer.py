@@ -24,7 +24,7 @@ from tinlab.recipes import shortened
 from tinlab.results import COLUMNS, are_columns, check_numbers, images_of, row_of, same_images, write_table
 from tinlab.runs import Run
 from tinlab.study.comparison import Spread, spread
-from tinlab.study.trial import find_run
+from tinlab.study.trial import find_run, training_alone
 from tinlab.training import fitting, loop
 from tinlab.training.progress import Watcher
 
@@ -101,15 +101,19 @@ def transfer(
 
     def trained(one: Recipe, which: str, seed: int) -> Run:
         here, runs = halves[which], out / "runs"
-        run = find_run(runs, one, seed, here.digest)
-        if run is not None and run.result is not None:
-            say(f"{one.name}, seed {seed}: finished already")
-            return run
         options = {"device": device, "checkpoint_seconds": checkpoint_seconds, "watch": watch}
-        say(f"{one.name}, seed {seed}: {'begins' if run is None else 'goes on'}")
-        if run is not None:
-            return loop.resume(run.path, pack=here, **options)  # type: ignore[arg-type]
-        return loop.train(one, here, runs, seed=seed, **options)  # type: ignore[arg-type]
+        run = find_run(runs, one, seed, here.digest)
+        if run is None or run.result is None:
+            with training_alone(runs, one, seed, here.digest):
+                run = find_run(runs, one, seed, here.digest)  # another process may have begun it meanwhile
+                if run is None:
+                    say(f"{one.name}, seed {seed}: begins")
+                    return loop.train(one, here, runs, seed=seed, **options)  # type: ignore[arg-type]
+                if run.result is None:
+                    say(f"{one.name}, seed {seed}: goes on")
+                    return loop.resume(run.path, pack=here, **options)  # type: ignore[arg-type]
+        say(f"{one.name}, seed {seed}: finished already")
+        return run
 
     found: list[Line] = []
     for count in images_per_class:
