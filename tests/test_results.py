@@ -11,10 +11,13 @@ from tinlab.recipes import shortened
 from tinlab.results import (
     ADDED,
     COLUMNS,
+    TINY_IMAGENET,
+    curve_file,
     mean_top1_percent,
     of_tiny_imagenet,
     read_results,
     record,
+    recorded,
     results_file,
     row_of,
     write_table,
@@ -45,12 +48,50 @@ def test_a_row_holds_what_makes_its_number_a_number(run, tmp_path):
     assert saved["recipe_digest"] == run.recipe.digest
     assert (saved["budget"], saved["classes"]) == ("", "4")
     assert saved["hardware"]
+    assert [saved[name] for name in ("image_size", "tune_fraction", "pack_seed", "weights")] == [
+        "64", "0.1", "0", "",
+    ]  # fmt: skip
     assert not of_tiny_imagenet(saved)
     other = {**saved, "finished_at": "1", "content_digest": OFFICIAL_DIGEST, "classes": "200"}
     newer = {**other, "finished_at": "2", "top1_percent": "30"}
     third = {**newer, "seed": "1", "top1_percent": "50"}
     write_table(path, COLUMNS, [saved, newer, other, third])
     assert mean_top1_percent(path) == {run.recipe.digest: 40}
+
+
+@pytest.mark.parametrize("of", [{"image_size": "32"}, {"tune_fraction": "0.5"}, {"pack_seed": "1"}])
+def test_a_row_of_another_pack_of_the_official_files_is_told_apart(of, run, tmp_path):
+    row = record(run.path, tmp_path / "r.csv") | TINY_IMAGENET
+    assert of_tiny_imagenet(row)
+    older = row | dict.fromkeys(ADDED, "")  # of which there is nothing to say otherwise
+    write_table(tmp_path / "r.csv", COLUMNS, [older, row | of | {"seed": "1"}])
+    digest = run.recipe.digest
+    assert list(recorded(tmp_path / "r.csv")) == [(digest, 0)]
+    assert list(recorded(tmp_path / "r.csv", TINY_IMAGENET | of)) == [(digest, 1)]
+    assert not of_tiny_imagenet(row | of)
+
+
+def test_a_row_says_which_weights_its_run_began_from(run, tmp_path):
+    path = shutil.copytree(run.path, tmp_path / "run")
+    recipe = read_json(path / "recipe.json")
+    for named, expected in (("imagenet", "imagenet"), ("mine.safetensors", "0123456789ab")):
+        write_json(path / "recipe.json", {**recipe, "model": {**recipe["model"], "weights": named}})
+        environment = read_json(path / "environment.json")
+        write_json(path / "environment.json", {**environment, "weights": {"sha256": "0123456789abcdef"}})
+        assert row_of(path)["weights"] == expected
+    write_json(path / "environment.json", {n: v for n, v in environment.items() if n != "weights"})
+    with pytest.raises(TinlabError, match=r"environment.json is damaged"):
+        row_of(path)
+
+
+def test_a_row_is_added_to_an_older_file(run, tmp_path):
+    path = tmp_path / "r.csv"
+    old = record(run.path, path) | {"seed": 1}
+    write_table(path, tuple(name for name in COLUMNS if name not in ADDED[2:]), [old])
+    record(run.path, path)
+    before, added = read_results(path)
+    assert (before["classes"], before["image_size"]) == ("4", "")
+    assert added["image_size"] == "64"
 
 
 def test_a_row_of_a_resumed_run_has_all_that_it_was_trained_on(run, tmp_path):
@@ -96,6 +137,28 @@ def test_a_run_is_recorded_once(run, tmp_path):
     with pytest.raises(TinlabError, match="already"):
         record(run.path, tmp_path / "r.csv")
     assert len(read_results(tmp_path / "r.csv")) == 1
+
+
+def test_each_row_keeps_a_curve_of_its_own(run, tmp_path):
+    path = tmp_path / "r.csv"
+    first = record(run.path, path)
+    plain = tmp_path / "curves" / f"tiny-{run.recipe.digest}-s0.csv"
+    before = plain.read_bytes()
+    later = shutil.copytree(run.path, tmp_path / "run")
+    result = read_json(later / "result.json") | {"finished_at": "2030-01-02T03:04:05+00:00"}
+    write_json(later / "result.json", result)
+    points = (later / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (later / "metrics.jsonl").write_text("".join(points[1:]))
+    second = record(later, path)
+    assert curve_file(path, first) == plain
+    assert plain.read_bytes() == before
+    assert curve_file(path, second) == plain.with_stem(f"{plain.stem}-20300102030405")
+    assert len(curve_file(path, second).read_text().splitlines()) == len(points)
+    # Nor is it taken by a row of another file in the folder; the same run's is written again.
+    record(later, tmp_path / "other.csv")
+    record(run.path, tmp_path / "third.csv")
+    assert plain.read_bytes() == before
+    assert len(list(plain.parent.iterdir())) == 2
 
 
 def test_who_adds_rows_at_the_same_time_waits(run, tmp_path):
@@ -153,3 +216,5 @@ def test_the_projects_own_results_are_readable():
         assert 0 < float(row["top1_percent"]) < 100
         assert row["source_kind"] != "rendered"
         assert row["commit"]
+        assert row["image_size"]
+        assert row["tune_fraction"]

@@ -34,8 +34,13 @@ def trainings(published: Iterable[Mapping[str, str]]) -> list[Job]:
     """
     from tinlab import recipes
     from tinlab.papers.registry import every_row
+    from tinlab.results import of_tiny_imagenet
 
-    there = {(line["recipe_digest"], line["seed"]) for line in published if line["split"] == "val"}
+    there = {
+        (line["recipe_digest"], line["seed"])
+        for line in published
+        if line["split"] == "val" and of_tiny_imagenet(line)
+    }
     rows = {row.id: row for row in every_row() if row.recipes and not row.saw_imagenet}
     order = [rows[name] for name in FIRST_ROWS] + [r for name, r in rows.items() if name not in FIRST_ROWS]
     first: list[Job] = []

@@ -40,15 +40,23 @@ def describe_environment(pack: Pack, device: str, ranks: int = 1) -> dict[str, A
         "commit": commit(),
         "command": command(),
         "recorded_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-        "pack": {
-            "name": pack.info.name,
-            "digest": pack.digest,
-            "source_kind": pack.info.source.get("kind"),
-            "content_digest": pack.info.source.get("content_digest"),
-            "image_size": pack.info.image_size,
-            "classes": len(pack.info.classes),
-            "counts": {name: split.count for name, split in pack.info.splits.items()},
-        },
+        "pack": describe_pack(pack),
+    }
+
+
+def describe_pack(pack: Pack) -> dict[str, Any]:
+    """What environment.json holds of a pack. `seed` decided which images were held out as `tune`; None where
+    the pack does not say."""
+    settings = pack.info.source.get("settings")
+    return {
+        "name": pack.info.name,
+        "digest": pack.digest,
+        "source_kind": pack.info.source.get("kind"),
+        "content_digest": pack.info.source.get("content_digest"),
+        "image_size": pack.info.image_size,
+        "seed": settings.get("seed") if isinstance(settings, dict) else None,
+        "classes": len(pack.info.classes),
+        "counts": {name: split.count for name, split in pack.info.splits.items()},
     }
 
 

@@ -23,14 +23,28 @@ COLUMNS = (
     "recipe", "recipe_digest", "seed", "split", "top1_percent", "top1_low_percent", "top1_high_percent",
     "top5_percent", "loss", "train_top1_percent", "train_images", "steps", "epochs", "train_minutes",
     "images_per_second", "parameters", "hardware", "threads", "torch", "tinlab", "commit", "source_kind",
-    "content_digest", "finished_at", "budget", "classes",
+    "content_digest", "finished_at", "budget", "classes", "image_size", "tune_fraction", "pack_seed",
+    "weights",
 )  # fmt: skip
 """The bounds are the 95% bootstrap interval over the images; the training accuracy is that of the last pass
 over the data, as it was trained, augmented and in training mode; minutes are those of the steps alone; the
 content digest is the source's (see tinlab.data.digests); a budget says how much of the recipe's length was
-run, such as `6 of 70 epochs`, and is empty where it was all of it; classes are how many the pack has."""
-ADDED = ("budget", "classes")
-"""Columns that older files do not have; their rows are empty there."""
+run, such as `6 of 70 epochs`, and is empty where it was all of it. Of the pack are how many classes it has,
+the side of its images in pixels, the share of the training images that is its `tune`, and the seed that these
+were drawn by, empty where the run did not note it. The weights that a run began from are `imagenet`, or the
+first 12 hex digits of their file's SHA-256; empty: none."""
+ADDED = ("budget", "classes", "image_size", "tune_fraction", "pack_seed", "weights")
+"""Columns that older files do not have; their rows are empty there, and stay so when a row is added."""
+
+TINY_IMAGENET = {
+    "content_digest": OFFICIAL_DIGEST,
+    "classes": "200",
+    "image_size": "64",
+    "tune_fraction": "0.1",
+    "pack_seed": "0",
+}
+"""Tiny ImageNet, packed as it is packed where nobody says otherwise, in the columns that say what images a
+row is of. A row that is empty in one of them is from before it, and is taken to be of such a pack."""
 
 PERCENTAGES = ("top1_percent", "top1_low_percent", "top1_high_percent")
 
@@ -56,10 +70,15 @@ def read_results(path: Path) -> list[dict[str, str]]:
         found = list(rows)
     except (OSError, ValueError, csv.Error) as error:
         raise TinlabError(f"{path} cannot be read ({error}); move it aside") from error
-    if names not in (COLUMNS, tuple(name for name in COLUMNS if name not in ADDED)):
+    if not are_columns(names, COLUMNS):
         raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
     check_numbers(path, found)
     return [{name: row.get(name) or "" for name in COLUMNS} for row in found]
+
+
+def are_columns(names: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether a file's `names` are `columns`, or those that an older tinlab wrote: without some of ADDED."""
+    return list(names) == [name for name in columns if name in names or name not in ADDED]
 
 
 def check_numbers(path: Path, rows: Sequence[Mapping[str, str | None]], wanted: tuple[str, ...] = ()) -> None:
@@ -100,14 +119,37 @@ def record(run: str | Path, path: Path) -> dict[str, Any]:
         if any(all(str(row[n]) == old[n] for n in ("recipe_digest", "seed", "finished_at")) for old in rows):
             raise AlreadyRecorded(f"{path} has a row for {run} already")
         # The row comes last, so that none is there without its curve.
-        write_table(curve_file(path, row), CURVE_COLUMNS, opened.metrics())
+        points = opened.metrics()
+        write_table(_new_curve_file(path, row, rows, points), CURVE_COLUMNS, points)
         write_table(path, COLUMNS, [*rows, row])
     return row
 
 
 def curve_file(path: Path, row: Mapping[str, Any]) -> Path:
-    """Where the curve of a row of `path` lies: a changed recipe keeps its name, and has another digest."""
-    return path.parent / "curves" / f"{row['recipe']}-{row['recipe_digest']}-s{row['seed']}.csv"
+    """Where the curve of a row of `path` lies: a changed recipe keeps its name, and has another digest. Of
+    runs of one recipe and seed the first one's curve is called by these alone, and others' also by when they
+    finished."""
+    plain, own = _curve_files(path, row)
+    return own if own.is_file() else plain
+
+
+def _curve_files(path: Path, row: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Where the curve of a row may lie: by recipe and seed alone, and by when the run finished."""
+    name = f"{row['recipe']}-{row['recipe_digest']}-s{row['seed']}"
+    finished = "".join(character for character in str(row["finished_at"]) if character in "0123456789")[:14]
+    return path.parent / "curves" / f"{name}.csv", path.parent / "curves" / f"{name}-{finished}.csv"
+
+
+def _new_curve_file(
+    path: Path, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], points: list[dict[str, Any]]
+) -> Path:
+    """Where the curve of a new row goes: not where another row of `rows`, or of another file beside `path`,
+    has its own. What a killed process wrote of this very run is written again."""
+    plain, own = _curve_files(path, row)
+    taken = any(_curve_files(path, old)[0] == plain for old in rows)
+    if not taken and plain.is_file():
+        taken = plain.read_bytes() != _table(CURVE_COLUMNS, points).encode()
+    return own if taken else plain
 
 
 def row_of(run: str | Path) -> dict[str, Any]:
@@ -118,13 +160,16 @@ def row_of(run: str | Path) -> dict[str, Any]:
         quoted = shlex.quote(str(run))
         raise TinlabError(f"{run} is not finished; go on with: tinlab train --resume {quoted}")
     try:
-        kind, digest = environment["pack"]["source_kind"], environment["pack"]["content_digest"]
+        kind, images = environment["pack"]["source_kind"], images_of(environment["pack"])
+        weights = opened.recipe.beginning(0).weights or ""
+        if weights not in ("", "imagenet"):  # a path says nothing about what lay there
+            weights = str(environment["weights"]["sha256"])[:12]
         parts = sittings(environment)
         hardware = _in_turn(one["gpu"] or f"{one['cpu']}, {one['cores']} cores" for one in parts)
         about = {
             name: _in_turn(one[name] for one in parts) for name in ("threads", "torch", "tinlab", "commit")
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TinlabError(
             f"{run}: environment.json is damaged ({error!r}), so no number can be traced"
         ) from error
@@ -150,9 +195,10 @@ def row_of(run: str | Path) -> dict[str, Any]:
         "hardware": hardware,
         **about,
         "source_kind": kind,
-        "content_digest": digest,
+        **images,
         "budget": budget_of(opened.recipe, _epochs(opened)),
         "classes": len(opened.classes),
+        "weights": weights,
     }
     if lacking := [name for name in COLUMNS if name not in row]:
         raise TinlabError(f"{run}: result.json lacks {lacking[0]}; remove it and resume the run")
@@ -192,29 +238,55 @@ def train_top1_percent(metrics: list[dict[str, Any]]) -> float:
 
 def write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     """Write `rows` as a CSV file with the given columns, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, _table(columns, rows))
+
+
+def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def images_of(pack: Mapping[str, Any]) -> dict[str, str]:
+    """What images the pack has that `tinlab.environment.describe_pack` describes, in the columns of
+    TINY_IMAGENET. Raises KeyError, TypeError or ValueError for what is no such description."""
+    counts = {**pack["counts"]}
+    train, tune = (int(counts.get(name, 0)) for name in ("train", "tune"))
+    return {
+        "content_digest": str(pack["content_digest"] or ""),
+        "classes": str(pack["classes"]),
+        "image_size": str(pack["image_size"]),
+        # Of the images and not as it was asked for, so that packs with the same images say the same.
+        "tune_fraction": f"{tune / max(train + tune, 1):.4g}",
+        "pack_seed": "" if pack.get("seed") is None else str(pack["seed"]),
+    }
+
+
+def same_images(row: Mapping[str, str], images: Mapping[str, str]) -> bool:
+    """Whether a row is of a pack with these images, both in the columns of TINY_IMAGENET."""
+    return row["content_digest"] == images["content_digest"] and all(
+        (row.get(name) or usual) == (images.get(name) or usual)
+        for name, usual in TINY_IMAGENET.items()
+        if name != "content_digest"
+    )
 
 
 def of_tiny_imagenet(row: Mapping[str, str]) -> bool:
-    """Whether a row was measured on all of Tiny ImageNet's val, and so stands beside the papers' numbers."""
-    return row["content_digest"] == OFFICIAL_DIGEST and row["classes"] in ("", "200")
+    """Whether a row was measured on all of Tiny ImageNet's val, and after training on what the usual pack
+    holds, and so stands beside the papers' numbers."""
+    return same_images(row, TINY_IMAGENET)
 
 
-def recorded(
-    path: Path, content_digest: str | None = OFFICIAL_DIGEST, classes: int = 200
-) -> dict[tuple[str, int], float]:
-    """Recipe digest and seed -> top-1 in percent on val of the latest row in `path` that is of so many
-    classes of the files with that digest."""
+def recorded(path: Path, images: Mapping[str, str] = TINY_IMAGENET) -> dict[tuple[str, int], float]:
+    """Recipe digest and seed -> top-1 in percent on val of the latest row in `path` that is of a pack with
+    these images, in the columns of TINY_IMAGENET."""
     return {
         (row["recipe_digest"], int(float(row["seed"]))): float(row["top1_percent"])
         for row in sorted(read_results(path), key=lambda one: one["finished_at"])
-        if (row["split"], row["content_digest"]) == ("val", content_digest)
-        and (row["classes"] or "200") == str(classes)
+        if row["split"] == "val" and same_images(row, images)
     }
 
 

@@ -342,15 +342,16 @@ def list_runs(out: Path) -> list[Run]:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process. The lock dies with the process, however that ends.
+def locked(run: Path, lock: str = "lock", what: str | None = None) -> Iterator[None]:
+    """Hold the run folder for this process: its file `lock`, and `what` that stands for where that is not the
+    folder. The lock dies with the process, however that ends.
 
     Raises TinlabError where another process has it, or it cannot be written to.
     """
     import fcntl
 
     try:
-        file = (run / "lock").open("a")
+        file = (run / lock).open("a")
     except OSError as error:
         said = refused(error, run) or f"{run} cannot be written to ({error.strerror}); check its disk"
         raise TinlabError(said) from error
@@ -358,7 +359,9 @@ def locked(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TinlabError(f"{run} is being trained by another process; wait for it or end it") from None
+            raise TinlabError(
+                f"{what or run} is being trained by another process; wait for it or end it"
+            ) from None
         except OSError as error:
             raise TinlabError(
                 f"{run} cannot be locked ({error.strerror}); put runs on a disk that has locks, with --out"

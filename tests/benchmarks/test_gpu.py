@@ -25,6 +25,7 @@ from planned.plan import Job, Start, State, next_start  # noqa: E402
 
 from tinlab import recipes  # noqa: E402
 from tinlab.recipe import changed  # noqa: E402
+from tinlab.results import TINY_IMAGENET  # noqa: E402
 from tinlab.training import checkpoint, loop  # noqa: E402
 
 RECIPE = recipes.find("sun_vanilla")
@@ -168,11 +169,12 @@ def test_the_list_holds_every_row_that_can_be_trained_here_once(all_jobs):
 
 def test_published_rows_are_left_out(all_jobs, monkeypatch):
     first = all_jobs[0]
-    line = {"recipe_digest": first.recipe.digest, "seed": "0", "split": "val"}
+    line = {"recipe_digest": first.recipe.digest, "seed": "0", "split": "val", **TINY_IMAGENET}
     monkeypatch.setattr(job_list, "FIRST_ROWS", ("sun_vanilla", "sun_improved"))
     assert job_list.trainings([line])[0].id == "sun_improved-s0"
     assert job_list.trainings([{**line, "split": "tune"}])[0].id == "sun_vanilla-s0"
     assert job_list.trainings([{**line, "seed": "1"}])[0].id == "sun_vanilla-s0"
+    assert job_list.trainings([{**line, "image_size": "32"}])[0].id == "sun_vanilla-s0"
 
 
 def test_a_longer_training_is_expected_to_take_longer():

@@ -11,13 +11,14 @@ from tinlab.errors import TinlabError
 from tinlab.files import write_json
 from tinlab.papers import reproduce as module
 from tinlab.papers.length import IMAGES_PER_SECOND
-from tinlab.papers.registry import Row, row
-from tinlab.papers.reproduce import How, reproduce, status
-from tinlab.results import COLUMNS, recorded, write_table
+from tinlab.papers.registry import CLASS_ERRORS, Row, row
+from tinlab.papers.reproduce import How, Reproduced, reproduce, status
+from tinlab.results import COLUMNS, TINY_IMAGENET, recorded, write_table
 from tinlab.runs import open_run
 from tinlab.study import run as study_run
 from tinlab.study.attempt import Settings, write_row
 from tinlab.study.attempt import read_row as study_rows
+from tinlab.study.trial import training_alone
 from tinlab.training import loop
 
 RESULT = {
@@ -49,6 +50,17 @@ def test_a_row_is_trained_once_and_gone_on_with(how, monkeypatch):
     again = reproduce(row("ma_overfit"), how, say=said.append)
     assert again.runs == done.runs
     assert "finished already" in said[-1]
+
+
+def test_who_trains_the_same_in_the_same_folder_is_refused(how, monkeypatch):
+    recipe, digest = how.recipe(recipes.find("ma_overfit")), how.settings.pack_digest
+    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained twice"))
+    with (
+        training_alone(how.out, recipe, 0, digest),
+        training_alone(how.out, recipe, 1, digest),  # which is another training
+        pytest.raises(TinlabError, match=r"ma_overfit, seed 0, in .* is being trained by another process"),
+    ):
+        reproduce(row("ma_overfit"), how, say=lambda text: None)
 
 
 def test_seeds_are_run_one_after_another(how):
@@ -123,7 +135,8 @@ def test_what_has_a_row_is_not_run_again(how, monkeypatch):
 
 def test_rows_that_stand_for_a_run(tmp_path):
     other = dict.fromkeys(COLUMNS, "1")
-    other |= {"recipe_digest": "r", "split": "val", "content_digest": "d", "classes": "8"}
+    images = dict.fromkeys(TINY_IMAGENET, "1") | {"content_digest": "d", "classes": "8"}
+    other |= {"recipe_digest": "r", "split": "val", **images}
     rows = [
         other | {"top1_percent": "12.5", "finished_at": "2"},
         other | {"top1_percent": "11.5", "finished_at": "1"},
@@ -132,7 +145,7 @@ def test_rows_that_stand_for_a_run(tmp_path):
         other | {"seed": "4", "split": "tune"},
     ]
     write_table(tmp_path / "results.csv", COLUMNS, rows)
-    assert recorded(tmp_path / "results.csv", "d", 8) == {("r", 1): 12.5}
+    assert recorded(tmp_path / "results.csv", images) == {("r", 1): 12.5}
 
 
 def test_a_budget_makes_another_run(how):
@@ -183,7 +196,7 @@ def test_every_recipe_of_a_study_is_shortened_and_changed(how, monkeypatch):
     asked = {}
 
     def run_study(study, folder, settings, **more):
-        asked.update(study=study, folder=folder)
+        asked.update(study=study, folder=folder, option=more["option"])
         raise TinlabError("enough")
 
     monkeypatch.setattr(module, "run_study", run_study)
@@ -191,6 +204,7 @@ def test_every_recipe_of_a_study_is_shortened_and_changed(how, monkeypatch):
     with pytest.raises(TinlabError, match="enough"):
         reproduce(row("sun_variants"), tenth)
     assert asked["study"].seeds == (7,)
+    assert asked["option"] == "--out"
     assert {recipe.schedule.steps for recipe in asked["study"].recipes} == {2000}
     assert {recipe.model.width for recipe in asked["study"].recipes} == {8}
     assert asked["folder"].name == "sun_blocks-budget-0.1-model.width-8"
@@ -220,7 +234,7 @@ def test_a_row_says_what_its_runs_are(how):
     with pytest.raises(KeyboardInterrupt):
         reproduce(row("yu_baseline"), full, say=lambda text: None, watch=stop)
     assert status(row("yu_baseline"), [], False, how.out).startswith("begun")
-    (run,) = how.out.iterdir()
+    (run,) = how.out.glob("yu_baseline-*")
     (run / "result.json").write_text("{}")
     assert status(row("yu_baseline"), [], False, how.out) == "not yet run"  # a damaged run is none
     write_json(run / "result.json", RESULT)
@@ -257,6 +271,28 @@ def test_the_list_is_in_the_papers_order(monkeypatch, capsys, tmp_path):
     assert final["reported"] == {"top1_percent": 65.32}
 
 
+def test_a_command_on_other_images_replaces_no_measure(shapes_pack, monkeypatch, capsys, tmp_path):
+    one = row("shcherbina_classes_scratch")
+    answers = iter([("0123",), (), ("0123",)])
+    monkeypatch.setattr(
+        module,
+        "reproduce",
+        lambda *a, **k: Reproduced(one, values=dict.fromkeys(CLASS_ERRORS, 1.0), of=next(answers)),
+    )
+    words = ["reproduce", one.id, "--add-results", "--file", str(tmp_path / "r.csv"), "--json"]
+    words += ["--data", str(shapes_pack.path), "--out", str(tmp_path / "runs")]
+    code, _, said = command(words, monkeypatch, capsys)
+    assert code == 0
+    assert "not added, as its runs are of another pack" in said
+    assert not (tmp_path / "measures.csv").exists()
+    command(words, monkeypatch, capsys)  # one that looks at no run
+    assert (tmp_path / "measures.csv").is_file()
+    (tmp_path / "measures.csv").unlink()
+    monkeypatch.setattr("tinlab.results.images_of", lambda pack: TINY_IMAGENET)
+    command(words, monkeypatch, capsys)
+    assert (tmp_path / "measures.csv").is_file()
+
+
 BAD = {
     "no such row": (["reproduce", "sun_finl"], "sun_final"),
     "no budget": (["reproduce", "sun_final", "--budget", "0"], "--budget"),
@@ -269,6 +305,8 @@ BAD = {
     "a file alone": (["reproduce", "sun_final", "--file", "x.csv"], "--add-results"),
     "all of them added": (["reproduce", "--add-results"], "name a row"),
     "a foreign file": (["reproduce", "sun_final", "--add-results", "--file", "foreign.csv"], "other columns"),
+    "a page of one's own": (["results", "--file", "foreign.csv"], "place with --out"),
+    "one beside rows": (["reproduce", "sun_final", "--add-results", "--file", "r.csv"], "place with --file"),
     "a share of a transfer": (["transfer", "--budget", "2"], "--budget"),
     "no number": (["transfer", "--images", "few"], "few"),
     "no classes named": (["data", "subset", "out"], "--half"),
@@ -281,6 +319,7 @@ def test_bad_input_is_one_sentence(case, monkeypatch, capsys, tmp_path):
     words, expected = BAD[case]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "RESULTS.md").write_text("my own\n")
     code, _, said = command(words, monkeypatch, capsys)
     assert code == 2
     assert expected in said

@@ -1,6 +1,7 @@
 import csv
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tinlab import recipes, results
 from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.errors import TinlabError
+from tinlab.files import only_one
 from tinlab.papers import page
 from tinlab.papers.found import found_of
 from tinlab.papers.helps import what_helps_page
@@ -22,7 +24,7 @@ from tinlab.papers.length import (
 from tinlab.papers.measures import measures_file, read_measures, record_measures, values_of
 from tinlab.papers.registry import CLASS_ERRORS, PAPERS, every_row, recipe_called, row, rows_of, study_recipes
 from tinlab.papers.sources import sources_page
-from tinlab.papers.write import write_pages
+from tinlab.papers.write import PAGES, write_pages
 from tinlab.recipe import Model
 from tinlab.study.studies import STUDIES
 
@@ -128,6 +130,23 @@ def test_what_saw_imagenet_stands_in_a_table_of_its_own(tmp_path):
     assert "images of ImageNet" in leaking
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("imagenet", "began from ImageNet's weights"),
+        ("0123456789ab", "began from weights of SHA-256 0123456789ab…"),
+    ],
+)
+def test_networks_of_no_paper_that_began_from_weights_stand_apart(weights, said, tmp_path):
+    mine = line("yu_vgg") | {"recipe": "mine", "recipe_digest": "0" * 12}
+    scratch = mine | {"recipe": "other", "recipe_digest": "1" * 12}
+    text = page.results_page(written(tmp_path, [mine | {"weights": weights}, scratch]))
+    leaking, others = text.split("## Networks that saw ImageNet's weights")[1].split("## Others")
+    assert row_of(leaking, "mine")[1:4] == [said, "", "50.00 (49.00 to 51.00)"]
+    assert "| mine |" not in others
+    assert row_of(others, "other")[1] == ""
+
+
 def test_a_changed_recipe_is_not_the_papers(tmp_path):
     changed = line("yu_vgg") | {"recipe_digest": "0" * 12}
     text = page.results_page(written(tmp_path, [changed]))
@@ -135,7 +154,7 @@ def test_a_changed_recipe_is_not_the_papers(tmp_path):
     assert row_of(text, "yu_vgg, changed")[3].startswith("50.00")
 
 
-@pytest.mark.parametrize("of", [{"classes": "100"}, {"content_digest": "0" * 64}])
+@pytest.mark.parametrize("of", [{"classes": "100"}, {"content_digest": "0" * 64}, {"image_size": "32"}])
 def test_a_run_on_other_images_is_not_the_papers(tmp_path, of):
     """A half of the classes, or a set of one's own: its accuracy stands beside nothing here."""
     path = written(tmp_path, [line("yu_vgg") | of])
@@ -305,6 +324,33 @@ def test_the_papers_figures_are_drawn_where_their_runs_are(tmp_path):
         assert re.search(rf"!\[.*\]\(results/figures/{name}.png\)", text)
     helps = (tmp_path / "docs" / "what-helps.md").read_text()
     assert "](../results/figures/what_helps_small.png)" in helps
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_somebody_elses_page_is_left_alone(name, tmp_path):
+    path = written(tmp_path, []).rename(tmp_path / "mine.csv")
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("# Results\n\nof my own\n")
+    with pytest.raises(TinlabError, match=rf"{name} is no page that tinlab wrote.*--file"):
+        write_pages(path)
+    assert own.read_text() == "# Results\n\nof my own\n"
+    assert list(tmp_path.rglob("*.md")) == [own]
+    own.unlink()
+    assert own in write_pages(path)
+    assert own in write_pages(path)  # and what it wrote itself is written anew
+
+
+def test_pages_are_never_older_than_the_rows(tmp_path):
+    path = written(tmp_path, [])
+    other = threading.Thread(target=write_pages, args=(path,))
+    with only_one(path.parent):  # as who adds a row has it
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+        results.write_table(path, results.COLUMNS, [line("yu_vgg", top1=51.25)])
+    other.join(60)
+    assert "51.25" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_pages_of_a_file_of_ones_own_stand_beside_it(tmp_path):

@@ -3,6 +3,8 @@ import json
 import pytest
 
 from tinlab import recipes
+from tinlab.data.subset import half, subset_pack
+from tinlab.environment import describe_pack
 from tinlab.errors import TinlabError
 from tinlab.files import write_json
 from tinlab.papers.length import IMAGES_PER_SECOND
@@ -10,6 +12,7 @@ from tinlab.papers.page import results_page
 from tinlab.papers.transfer import (
     TABLE_COLUMNS,
     drawn_points,
+    on_a,
     on_b,
     read_transfer,
     record_transfer,
@@ -19,7 +22,8 @@ from tinlab.papers.transfer import (
 )
 from tinlab.papers.write import write_pages
 from tinlab.recipe import changed
-from tinlab.results import write_table
+from tinlab.results import ADDED, images_of, write_table
+from tinlab.study.trial import training_alone
 from tinlab.training import loop
 from tinlab.training.stages import spans
 
@@ -59,14 +63,26 @@ def test_what_has_a_row_is_not_trained_again(small, shapes_pack, tmp_path):
     assert told == [(2, "from scratch")]  # nor is the network on A, which nothing needs
     assert line.from_a == {0: 33.0}
 
-    n = len(shapes_pack.info.classes) // 2
     row = dict.fromkeys(TABLE_COLUMNS, "1") | {"recipe_digest": small.digest, "start": "from A", "seed": "0"}
-    row |= {"images_per_class": "2", "share": "0.01", "top1_percent": "33", "classes": str(n)}
-    row |= {"content_digest": str(shapes_pack.info.source.get("content_digest"))}
+    row |= {"images_per_class": "2", "share": "0.01", "top1_percent": "33"}
+    images = images_of(describe_pack(shapes_pack))
+    row |= images | {"classes": str(len(shapes_pack.info.classes) // 2)}
     rows = [row, row | {"start": "from scratch", "classes": "77"}, row | {"share": "1", "seed": "2"}]
-    write_table(tmp_path / "transfer.csv", TABLE_COLUMNS, rows)
-    found = recorded_transfer(tmp_path / "transfer.csv", small, 0.01, shapes_pack)
-    assert found == {(2, "from A", 0): 33.0}
+    rows += [row | {"seed": "3", "image_size": "32"}]
+    for columns in (TABLE_COLUMNS, [name for name in TABLE_COLUMNS if name not in ADDED[2:]]):
+        write_table(tmp_path / "transfer.csv", tuple(columns), rows[: 4 if "image_size" in columns else 3])
+        found = recorded_transfer(tmp_path / "transfer.csv", small, 0.01, shapes_pack)
+        assert found == {(2, "from A", 0): 33.0}
+
+
+def test_who_trains_the_same_in_the_same_folder_is_refused(small, shapes_pack, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained twice"))
+    pack = subset_pack(shapes_pack, half(shapes_pack, "A"), tmp_path / "pack-A")
+    with (
+        training_alone(tmp_path / "runs", on_a(small, 0.01), 0, pack.digest),
+        pytest.raises(TinlabError, match=r"transfer-a-tiny.*, seed 0, in .* is being trained by another"),
+    ):
+        transfer(small, shapes_pack, tmp_path, images_per_class=(2,), fraction=0.01, say=lambda text: None)
 
 
 def test_both_ways_have_the_same_images_and_steps(small, shapes_pack):

@@ -75,8 +75,10 @@ def test_another_recipe_or_pack_of_the_same_name_is_refused(tiny_recipe, setting
     assert row.error.startswith("the loss is not finite at step")
     with pytest.raises(TinlabError, match="another recipe"):
         read_row(tmp_path, Trial(tiny_recipe, 0), settings.pack_digest)
-    with pytest.raises(TinlabError, match="another pack"):
+    with pytest.raises(TinlabError, match="another pack; name another place with --name"):
         read_row(tmp_path, trial, "0" * 12)
+    with pytest.raises(TinlabError, match="another pack; name another place with --out"):
+        read_row(tmp_path, trial, "0" * 12, "--out")
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,10 @@ def test_another_studys_folder_is_left_alone(done, settings):
     before = (done.folder / "study.json").read_text()
     new = tuple(one.model_copy(update={"name": f"new-{one.name}"}) for one in done.study.recipes)
     other = done.study.model_copy(update={"recipes": new})
-    with pytest.raises(TinlabError, match=r"holds another study, of rate-0\.05; give this"):
+    with pytest.raises(TinlabError, match=r"holds another study, of rate-0\.05; name .* --name"):
         run_study(other, done.folder, settings)
+    with pytest.raises(TinlabError, match=r"another study, of rate-0\.05; name another place with --out"):
+        run_study(other, done.folder, settings, option="--out")
     assert (done.folder / "study.json").read_text() == before
 
 

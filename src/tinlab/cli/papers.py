@@ -102,6 +102,7 @@ def _place(file: Path | None, add_results: bool) -> Path | None:
     """The file that rows are added to, or None; what is wrong with it is told before hours of training."""
     from tinlab.papers.measures import measures_file, read_measures
     from tinlab.papers.transfer import read_transfer, transfer_file
+    from tinlab.papers.write import check_pages
     from tinlab.results import read_results, results_file
 
     if not add_results:
@@ -112,6 +113,7 @@ def _place(file: Path | None, add_results: bool) -> Path | None:
     read_results(path)
     read_measures(measures_file(path))
     read_transfer(transfer_file(path))
+    check_pages(path)
     return path
 
 
@@ -178,17 +180,17 @@ def _run(
 ) -> None:
     from tinlab.cli.many import _study_settings
     from tinlab.data.pack import Pack
+    from tinlab.environment import describe_pack
     from tinlab.papers.measures import measures_file, record_measures
     from tinlab.papers.reproduce import How, Reproduced
     from tinlab.papers.reproduce import reproduce as run_row
     from tinlab.papers.write import write_pages
-    from tinlab.results import recorded
+    from tinlab.results import images_of, of_tiny_imagenet, recorded
     from tinlab.study.attempt import share_of_cores
     from tinlab.study.plan import parse_seeds
 
     settings = _study_settings(data, device, checkpoint_seconds, share_of_cores(jobs), None)
-    about = Pack.open(settings.pack).info
-    images = (about.source.get("content_digest"), len(about.classes))
+    images = images_of(describe_pack(Pack.open(settings.pack)))
     how = How(
         settings=settings,
         out=out,
@@ -196,7 +198,7 @@ def _run(
         fraction=budget,
         changes=changes,
         jobs=jobs,
-        recorded={} if results is None else recorded(results, *images),
+        recorded={} if results is None else recorded(results, images),
     )
     done: list[Reproduced] = []
     failed: dict[str, str] = {}
@@ -221,6 +223,10 @@ def _run(
         if results is not None:
             if found.values and found.of and (budget < 1 or changes):
                 terminal.say(f"{row.id}: not added, as it is of shortened or changed trainings")
+            elif found.values and found.of and not of_tiny_imagenet(images):
+                terminal.say(
+                    f"{row.id}: not added, as its runs are of another pack than Tiny ImageNet's usual one"
+                )
             elif found.values:
                 record_measures(measures_file(results), found.row, found.values, found.of)
             write_pages(results)
@@ -292,12 +298,12 @@ def results(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where RESULTS.md goes. Default: above a folder results, or beside the CSV.",
+            help="Where the pages go. Default: above a folder results, or beside the CSV.",
         ),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Write RESULTS.md, its figures and docs/what-helps.md from results.csv."""
+    """Write RESULTS.md, docs/what-helps.md, docs/papers.md and results/figures/ from results.csv."""
     if context.invoked_subcommand is not None:
         if file is not None or out is not None or json:
             raise TinlabError(f"give options after '{context.invoked_subcommand}'")
@@ -309,7 +315,7 @@ def results(
     path = file or results_file()
     if file is not None and not file.is_file():
         raise TinlabError(f"there is no {file}; 'tinlab results add RUN' begins one")
-    written, silent = write_pages(path, out), unexplained(path)
+    written, silent = write_pages(path, out, "--out"), unexplained(path)
     if json:
         terminal.show_json({"written": [str(one) for one in written], "below_without_remark": silent})
         return

@@ -51,6 +51,8 @@ Where each number stands in its paper, and what of each recipe is stated, inferr
 """
 
 _BELOW = "[below](#networks-that-saw-imagenets-weights)"
+_BEGAN = {"imagenet": "began from ImageNet's weights"}
+"""What is said of networks of no paper that began from weights, where more is known than their digest."""
 _HEAD = "| row | experiment | reported | ours | train | minutes | how |\n" + 7 * "| --- " + "|\n"
 
 
@@ -83,12 +85,18 @@ def results_page(results: Path) -> str:
         parts += _figures(own, drawn)
     parts.append(_open_questions(every, remarks, lines))
     parts.append(_transfer(results, drawn))
+    for one in REMEDY_ROWS:
+        _rows(one, lines, [], told)
+    others: list[str] = []
+    for found in of_the_rest(lines, told):
+        began = {line["weights"] for line in found.lines} - {""}
+        begun = " and ".join(
+            _BEGAN.get(one, f"began from weights of SHA-256 {one}…") for one in sorted(began)
+        )
+        (leaking if began else others).append(_line(_name(found.lines[0]), begun, "", found))
     parts.append(f"\n## Networks that saw ImageNet's weights\n\n{LEAK}\n\n{_table(leaking)}")
     parts += _remarks(leaking_rows, remarks)
     parts += _figures(leaking_rows, drawn)
-    for one in REMEDY_ROWS:
-        _rows(one, lines, [], told)
-    others = [_line(_name(found.lines[0]), "", "", found) for found in of_the_rest(lines, told)]
     if others:
         parts.append(f"\n## Others\n\nNetworks of no paper.\n\n{_table(others)}")
     return "".join(parts)

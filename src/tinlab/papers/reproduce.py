@@ -23,7 +23,7 @@ from tinlab.study.attempt import Settings
 from tinlab.study.plan import file_name
 from tinlab.study.run import outcome, run_study
 from tinlab.study.studies import STUDIES
-from tinlab.study.trial import find_run
+from tinlab.study.trial import find_run, training_alone
 from tinlab.training import loop
 from tinlab.training.progress import Watcher
 
@@ -116,17 +116,19 @@ def _trained(recipe: Recipe, how: How, seed: int, say: Say, watch: Watcher | Non
         "watch": watch,
     }
     run = find_run(how.out, recipe, seed, pack.digest)
-    if run is not None and run.result is not None:
-        say(f"{recipe.name}, seed {seed}: finished already: {run.path}")
-    elif (recipe.digest, seed) in how.recorded:
-        return None
-    elif run is not None:
-        say(f"{recipe.name}, seed {seed}: goes on in {run.path}")
-        run = loop.resume(run.path, pack=pack, **options)
-    else:
-        run = loop.train(
-            recipe, pack, how.out, seed=seed, started=lambda new: say(f"run: {new.path}"), **options
-        )
+    if run is None or run.result is None:
+        if (recipe.digest, seed) in how.recorded:
+            return None
+        with training_alone(how.out, recipe, seed, pack.digest):
+            run = find_run(how.out, recipe, seed, pack.digest)  # another process may have begun it meanwhile
+            if run is None:
+                return loop.train(
+                    recipe, pack, how.out, seed=seed, started=lambda new: say(f"run: {new.path}"), **options
+                ).path
+            if run.result is None:
+                say(f"{recipe.name}, seed {seed}: goes on in {run.path}")
+                return loop.resume(run.path, pack=pack, **options).path
+    say(f"{recipe.name}, seed {seed}: finished already: {run.path}")
     return run.path
 
 
@@ -153,6 +155,7 @@ def _studied(row_: Row, how: How, say: Say, finished: Finished) -> Reproduced:
         say=say,
         finished=lambda one: finished(folder / str(one.run)),
         needless=lambda trial: (trial.recipe.digest, trial.seed) in how.recorded,
+        option="--out",
     )
     runs = tuple(done.folder / one.run for one in done.rows if one.run and one.status == "finished")
     others = [one for one in done.rows if one.status != "finished"]

@@ -17,15 +17,16 @@ import numpy as np
 
 from tinlab.data.pack import Pack
 from tinlab.data.subset import half, subset_pack
+from tinlab.environment import describe_pack
 from tinlab.errors import TinlabError
 from tinlab.files import only_one, read_text, write_json
 from tinlab.papers.length import expected_minutes, images_per_second
 from tinlab.recipe import Recipe, Schedule, Stage
 from tinlab.recipes import shortened
-from tinlab.results import COLUMNS, check_numbers, row_of, write_table
+from tinlab.results import COLUMNS, are_columns, check_numbers, images_of, row_of, same_images, write_table
 from tinlab.runs import Run
 from tinlab.study.comparison import Spread, spread
-from tinlab.study.trial import find_run
+from tinlab.study.trial import find_run, training_alone
 from tinlab.training import fitting, loop
 from tinlab.training.progress import Watcher
 
@@ -110,15 +111,19 @@ def transfer(
 
     def trained(one: Recipe, which: str, seed: int) -> Run:
         here, runs = halves[which], out / "runs"
-        run = find_run(runs, one, seed, here.digest)
-        if run is not None and run.result is not None:
-            say(f"{one.name}, seed {seed}: finished already")
-            return run
         options = {"device": device, "checkpoint_seconds": checkpoint_seconds, "watch": watch}
-        say(f"{one.name}, seed {seed}: {'begins' if run is None else 'goes on'}")
-        if run is not None:
-            return loop.resume(run.path, pack=here, **options)  # type: ignore[arg-type]
-        return loop.train(one, here, runs, seed=seed, **options)  # type: ignore[arg-type]
+        run = find_run(runs, one, seed, here.digest)
+        if run is None or run.result is None:
+            with training_alone(runs, one, seed, here.digest):
+                run = find_run(runs, one, seed, here.digest)  # another process may have begun it meanwhile
+                if run is None:
+                    say(f"{one.name}, seed {seed}: begins")
+                    return loop.train(one, here, runs, seed=seed, **options)  # type: ignore[arg-type]
+                if run.result is None:
+                    say(f"{one.name}, seed {seed}: goes on")
+                    return loop.resume(run.path, pack=here, **options)  # type: ignore[arg-type]
+        say(f"{one.name}, seed {seed}: finished already")
+        return run
 
     found: list[Line] = []
     for count in images_per_class:
@@ -236,10 +241,10 @@ def read_transfer(path: Path) -> list[dict[str, str]]:
     try:
         rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
         names = tuple(rows.fieldnames or ())
-        found = [{name: row.get(name) or "" for name in names} for row in rows]
+        found = [{name: row.get(name) or "" for name in TABLE_COLUMNS} for row in rows]
     except (OSError, ValueError, csv.Error) as error:
         raise TinlabError(f"{path} cannot be read ({error}); move it aside") from error
-    if names != TABLE_COLUMNS:
+    if not are_columns(names, TABLE_COLUMNS):
         raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
     check_numbers(path, found, ("share", "images_per_class", "train_minutes"))
     return found
@@ -250,14 +255,14 @@ def recorded_transfer(
 ) -> dict[tuple[int, str, int], float]:
     """Images a class, start and seed -> top-1 in percent of the rows of `path` for `recipe` at that share of
     its length, on halves of the classes of `pack`."""
-    halved = {str(len(half(pack, which))) for which in ("A", "B")}
+    whole = images_of(describe_pack(pack))
+    halves = [whole | {"classes": str(len(half(pack, which)))} for which in ("A", "B")]
     return {
         (int(row["images_per_class"]), row["start"], int(float(row["seed"]))): float(row["top1_percent"])
         for row in read_transfer(path)
         if row["recipe_digest"] == recipe.digest
         and float(row["share"]) == fraction
-        and row["content_digest"] == str(pack.info.source.get("content_digest"))
-        and row["classes"] in halved
+        and any(same_images(row, images) for images in halves)
     }
 
 

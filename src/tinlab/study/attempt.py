@@ -79,10 +79,11 @@ class Row(Knobs):
     ended_at: str | None = None
 
 
-def read_row(folder: Path, trial: Trial, pack_digest: str) -> Row:
+def read_row(folder: Path, trial: Trial, pack_digest: str, option: str = "--name") -> Row:
     """How `trial` stands. A run that was finished counts, whatever the row says.
 
-    Raises TinlabError where the folder holds this trial with another recipe or on another pack.
+    Raises TinlabError where the folder holds this trial with another recipe or on another pack; `option` is
+    what names another folder.
     """
     fresh = _fresh(trial, pack_digest)
     path = _place(folder, trial, ".json")
@@ -94,10 +95,10 @@ def read_row(folder: Path, trial: Trial, pack_digest: str) -> Row:
         row = fresh
     if row.recipe_digest != fresh.recipe_digest:
         raise TinlabError(
-            f"{folder} holds another recipe called '{trial.recipe.name}'; name another place with --name"
+            f"{folder} holds another recipe called '{trial.recipe.name}'; name another place with {option}"
         )
     if row.pack_digest != pack_digest:
-        raise TinlabError(f"{folder} holds runs on another pack; name another place with --name")
+        raise TinlabError(f"{folder} holds runs on another pack; name another place with {option}")
     whole = None not in (row.run, row.split, row.top1_percent, row.top5_percent, row.loss)
     if row.status == "finished" and whole and (folder / str(row.run) / "result.json").is_file():
         return row

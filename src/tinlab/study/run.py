@@ -50,13 +50,14 @@ def run_study(
     say: Say = print,
     finished: Callable[[Row], None] = lambda row: None,
     needless: Callable[[Trial], bool] = lambda trial: False,
+    option: str = "--name",
 ) -> Done:
     """Run the trials of `study` that are not finished, in `folder`.
 
     A failed trial is a row, and is tried again only with `retry`; one that is `needless` is not run.
     `finished` is told of each finished trial: first of those that were so before, then of each as it ends.
-    Raises StudyStopped after a signal, and TinlabError where the folder holds another study's runs, or what
-    is asked for is not there.
+    Raises StudyStopped after a signal, and TinlabError where the folder holds another study's runs (`option`
+    is what names another), or what is asked for is not there.
     """
     study = resolved(study)
     everything = trials(study)
@@ -66,8 +67,8 @@ def run_study(
     with runs.locked(folder):
         for place in (folder, folder / "trials"):
             remove_leftovers(place)
-        _check_same(folder / "study.json", {trial.recipe.name for trial in everything})
-        rows = [read_row(folder, trial, settings.pack_digest) for trial in everything]
+        _check_same(folder / "study.json", {trial.recipe.name for trial in everything}, option)
+        rows = [read_row(folder, trial, settings.pack_digest, option) for trial in everything]
         write_json(folder / "study.json", study.model_dump(mode="json"))
         due = [trial for trial, row in zip(everything, rows, strict=True) if _due(row, retry)]
         todo = [trial for trial in due if not needless(trial)]
@@ -98,7 +99,7 @@ def run_study(
     return Done(folder, study, tuple(rows))
 
 
-def _check_same(file: Path, names: set[str]) -> None:
+def _check_same(file: Path, names: set[str], option: str) -> None:
     """Raise TinlabError where `file` holds a study that has no recipe of those `names`."""
     try:
         before = {trial.recipe.name for trial in trials(read_study(file))}
@@ -106,7 +107,7 @@ def _check_same(file: Path, names: set[str]) -> None:
         return
     if before.isdisjoint(names):
         raise TinlabError(
-            f"{file.parent} holds another study, of {min(before)}; give this one another --name"
+            f"{file.parent} holds another study, of {min(before)}; name another place with {option}"
         )
 
 

@@ -21,12 +21,15 @@ from typing import Any
 from tinlab import runs
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
+from tinlab.files import FULL
 from tinlab.recipe import Recipe
 from tinlab.recipe.knobs import Knobs
 from tinlab.tuning import tune_process
 
 LOCK_SECONDS = 90
 """How long a trial waits for another process that holds it: one whose parent died, and that is saving."""
+LOCKS = ".locks"
+"""Beside run folders: a file for each recipe, seed and pack that was trained there."""
 
 
 class Work(Knobs):
@@ -57,6 +60,25 @@ def find_run(folder: Path, recipe: Recipe, seed: int, pack_digest: str) -> runs.
         if same and run.pack_digest == pack_digest:
             found.append(run)
     return max(found, key=lambda run: (run.started_at, run.path.name), default=None)
+
+
+@contextmanager
+def training_alone(folder: Path, recipe: Recipe, seed: int, pack_digest: str) -> Iterator[None]:
+    """Let one process at a time look for, and then train, this recipe and seed on this pack inside `folder`.
+    Under torchrun the first rank holds it for all. Raises TinlabError where another process has it."""
+    from tinlab import ranks
+
+    if ranks.number() > 0:
+        yield
+        return
+    try:
+        (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        mend = "make room" if error.errno in FULL else "name another place with --out"
+        raise TinlabError(f"no run folder can be made in {folder}: {error.strerror}; {mend}") from error
+    lock = f"{recipe.name}-s{seed}-{recipe.digest}-{pack_digest}"
+    with runs.locked(folder / LOCKS, lock, f"{recipe.name}, seed {seed}, in {folder}"):
+        yield
 
 
 def main() -> int:
