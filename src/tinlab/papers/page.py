@@ -88,12 +88,12 @@ def results_page(results: Path) -> str:
     for one in REMEDY_ROWS:
         _rows(one, lines, [], told)
     others: list[str] = []
-    for found in of_the_rest(lines, told):
-        began = {line["weights"] for line in found.lines} - {""}
+    for rest in of_the_rest(lines, told):
+        began = {line["weights"] for line in rest.lines} - {""}
         begun = " and ".join(
             _BEGAN.get(one, f"began from weights of SHA-256 {one}…") for one in sorted(began)
         )
-        (leaking if began else others).append(_line(_name(found.lines[0]), begun, "", found))
+        (leaking if began else others).append(_line(_name(rest.lines[0]), begun, "", rest))
     parts.append(f"\n## Networks that saw ImageNet's weights\n\n{LEAK}\n\n{_table(leaking)}")
     parts += _remarks(leaking_rows, remarks)
     parts += _figures(leaking_rows, drawn)
