@@ -85,8 +85,8 @@ def fast_cpu_56() -> Recipe:
 
 def fast_cpu_65() -> Recipe:
     """Two CPU cores, under six hours: fast_cpu_56 at twice the width, for 52 epochs, half of the images mixed
-    by CutMix. Aim: the 65.32% of Sun's final network, of which no split is named; reached: 63.7% of val in 5.3
-    hours (LOG.md).
+    by CutMix. Aim: the 65.32% of Sun's final network, of which no split is named. Reached: 63.7% of val, in
+    5.3 hours (LOG.md).
 
     The count. The network takes 240, 313 and 457 million multiply-adds an image at 40, 48 and 56 pixels, 305
     million on average over the steps: four times those of fast_cpu_56, and 9.9 times as many in all. By the
