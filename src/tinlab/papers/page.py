@@ -38,12 +38,12 @@ computed from the rows.
 test-time augmentation; no run and no checkpoint was selected on it, but the values of fast_cpu and
 fast_cpu_56, from which those of fast_cpu_65 are, were found on it (LOG.md). With one seed the bounds are a
 95% bootstrap interval over the images, with more it is the mean, the standard deviation and the number of
-seeds. **Train** is the accuracy over the last pass, as it was trained. Minutes are those of the training steps. The labels of the
-challenge's test set were never published, so what a paper reports on test has nothing of ours beside it but
-val. `budget` says how much of the recipe's length was run where that was not all of it; the longest run has
-the row. What was never run says how to run it, and how long two cores of an AMD EPYC take for it by the
-measured speed of its network. Pictures that show images of the data set (errors, saliency, filters with what
-excites them, classes) are not kept here: their command makes them.
+seeds. **Train** is the accuracy over the last pass, as it was trained. Minutes are those of the training
+steps. The labels of the challenge's test set were never published, so what a paper reports on test has
+nothing of ours beside it but val. `budget` says how much of the recipe's length was run where that was not
+all of it; the longest run has the row. What was never run says how to run it, and how long two cores of an
+AMD EPYC take for it by the measured speed of its network. Pictures that show images of the data set
+(errors, saliency, filters with what excites them, classes) are not kept here: their command makes them.
 
 Where each number stands in its paper, and what of each recipe is stated, inferred, assumed or ours:
 [docs/papers.md](docs/papers.md). Which remedies help, one at a time:
