@@ -350,7 +350,7 @@ def commands(ground: Ground, folder: Path, port: int) -> dict[str, list[object]]
         "runs": ["runs", "--out", ground.folder / "runs"],
         "recipes": ["recipes"],
         "models": ["models", "--speed"],
-        "augment": ["augment", *data, "--out", folder / "a.png"],
+        "augment": ["augment", "sun_heavy", *data, "--out", folder / "a.png"],
         "results": ["results", "--out", folder],
         "results add": ["results", "add", first, "--file", folder / "results.csv"],
         "data download": ["data", "download", "--to", folder, "--url", f"http://127.0.0.1:{port}/a.zip"],
