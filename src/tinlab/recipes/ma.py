@@ -100,7 +100,7 @@ def ma_finetune() -> Recipe:
             "data.normalise": assumed("what ImageNet's weights were trained with, from this set's moments"),
             "augment": assumed("the flip of the tutorial"),
             "model.name": stated("ResNet-18"),
-            "model.stem": stated("the figure of ResNet-18: 7x7/2 and max pool"),
+            "model.stem": inferred("ImageNet's weights are those of a 7x7/2 stem with max pool"),
             "model.weights": stated("the pre-trained model for ImageNet, its last layer of 200"),
             "optimizer.peak_lr": assumed(
                 "the tutorial's 0.001 for batches of 4, ten times for 16 times as many"
@@ -137,7 +137,7 @@ def ma_scratch() -> Recipe:
             "data.train_split": assumed("the poster's 5,000 images were for its pre-trained network"),
             "augment": assumed("the example's random boxes and flips; boxes are larger, for 64 pixels"),
             "model.name": stated("ResNet-18"),
-            "model.stem": stated("the figure of ResNet-18: 7x7/2 and max pool"),
+            "model.stem": assumed("as for the pre-trained network; the configuration is a picture"),
             "optimizer.peak_lr": assumed("the example's 0.1"),
             "optimizer.momentum": assumed("the example's 0.9"),
             "optimizer.weight_decay": assumed("the example's 1e-4"),
