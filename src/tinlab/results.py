@@ -12,6 +12,7 @@ from typing import Any
 
 from tinlab import runs
 from tinlab.data.digests import OFFICIAL_DIGEST
+from tinlab.data.places import DEFAULTS
 from tinlab.environment import sittings
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
@@ -39,9 +40,9 @@ ADDED = ("budget", "classes", "image_size", "tune_fraction", "pack_seed", "weigh
 TINY_IMAGENET = {
     "content_digest": OFFICIAL_DIGEST,
     "classes": "200",
-    "image_size": "64",
-    "tune_fraction": "0.1",
-    "pack_seed": "0",
+    "image_size": f"{DEFAULTS['image_size']}",
+    "tune_fraction": f"{DEFAULTS['tune_fraction']:g}",
+    "pack_seed": f"{DEFAULTS['seed']}",
 }
 """Tiny ImageNet, packed as it is packed where nobody says otherwise, in the columns that say what images a
 row is of. A row that is empty in one of them is from before it, and is taken to be of such a pack."""
@@ -278,6 +279,12 @@ def of_tiny_imagenet(row: Mapping[str, str]) -> bool:
     """Whether a row was measured on all of Tiny ImageNet's val, and after training on what the usual pack
     holds, and so stands beside the papers' numbers."""
     return same_images(row, TINY_IMAGENET)
+
+
+def measured_on_tiny_imagenet(row: Mapping[str, str]) -> bool:
+    """Whether a row was measured on all of Tiny ImageNet's val at its own size, whichever of the training
+    images it was trained on."""
+    return same_images({**row, "tune_fraction": "", "pack_seed": ""}, TINY_IMAGENET)
 
 
 def recorded(path: Path, images: Mapping[str, str] = TINY_IMAGENET) -> dict[tuple[str, int], float]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -246,6 +246,14 @@ def seen(run: Run, split: str, pack: Pack | None = None) -> tuple[Seen, ...]:
         if how is not None and how not in found:
             found.append(how)
     return tuple(found)
+
+
+def whether_seen(shown: Sequence[Seen]) -> bool | None:
+    """What `seen` found, in a word: whether the network was trained on images of the split; None where that
+    is not known."""
+    if shown and all(one.how == "unknown" for one in shown):
+        return None
+    return bool(shown)
 
 
 def another_source(run: Run, pack: Pack) -> bool:

@@ -13,7 +13,7 @@ from tinlab.recipe import changed
 from tinlab.recipes import find
 from tinlab.report.figures import POINTS_DRAWN, Series, line_chart, sorted_bars, thinned, ticks
 from tinlab.report.knobs import knob_groups, shown, with_own_values
-from tinlab.report.wording import count, duration
+from tinlab.report.phrases import count, duration
 
 
 @pytest.mark.parametrize(

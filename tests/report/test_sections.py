@@ -21,10 +21,10 @@ from tinlab.cli import app
 from tinlab.errors import TinlabError
 from tinlab.evaluation.metrics import judge
 from tinlab.recipe import Recipe
-from tinlab.report import wording
+from tinlab.report import against, phrases, wording
 from tinlab.report.curves import charts_together, run_charts, stage_bands
 from tinlab.report.figures import Band
-from tinlab.report.knobs import differing
+from tinlab.report.knobs import differing, knob_groups, provenance_counts, with_edits
 from tinlab.report.network import IMAGES, _zero_weights, picked
 from tinlab.report.page import write_report
 from tinlab.report.record import read_run
@@ -114,14 +114,14 @@ def test_an_accuracy_is_held_against_chance(run: Path, right: int, words: str) -
 
 def test_a_field_set_by_hand_is_named_beside_the_paper(run: Path) -> None:
     record = read_run(run)
-    assert wording.changed_fields(record) == ["model.width"]
-    assert "1 field is not as in the paper’s recipe (model.width)" in wording.paper_sentence(record, None)
+    assert against.changed_fields(record) == ["model.width"]
+    assert "1 field is not as in the paper’s recipe (model.width)" in against.paper_sentence(record, None)
 
 
 def test_an_edited_file_of_a_known_recipe_is_not_the_papers_experiment(run: Path) -> None:
     def told(recipe: Recipe, **edits: Any) -> list[str]:
         write(run / "recipe.json", {**recipe.model_dump(mode="json"), **edits})
-        return wording.changed_fields(read_run(run))
+        return against.changed_fields(read_run(run))
 
     whole = recipes.find("yu_baseline")
     ours = told(whole)
@@ -131,6 +131,26 @@ def test_an_edited_file_of_a_known_recipe_is_not_the_papers_experiment(run: Path
     short = recipes.find("yu_baseline-budget-0.1")
     fewer = told(short)
     assert told(short, optimizer=optimizer) == [*fewer, "optimizer.peak_lr"]
+
+
+def test_an_edited_field_loses_the_source_that_it_had() -> None:
+    whole = recipes.find("yu_baseline").model_dump(mode="json")
+    optimizer = {**whole["optimizer"], "peak_lr": 0.5}
+    edited = with_edits({**whole, "optimizer": optimizer, "augment": [{"kind": "flip"}]})
+    groups = {group.name: group for group in knob_groups(edited)}
+    rate = next(row for row in groups["optimizer"].rows if row.label == "peak lr")
+    was = next(g for g in knob_groups(whole) if g.name == "optimizer")
+    before = next(row for row in was.rows if row.label == "peak lr")
+    assert (rate.value, rate.kind) == ("0.5", "changed")
+    assert rate.why == f"tinlab's own yu_baseline has {before.value}"
+    assert before.kind != "changed"
+    assert (groups["augment"].kind, groups["augment"].why) == (
+        "changed",
+        "tinlab's own yu_baseline has none",
+    )
+    assert provenance_counts(edited)["changed"] == provenance_counts(whole).get("changed", 0) + 2
+    assert with_edits(whole) == whole
+    assert with_edits({"name": 3}) == {"name": 3}
 
 
 @pytest.mark.parametrize(
@@ -145,14 +165,27 @@ def test_an_edited_file_of_a_known_recipe_is_not_the_papers_experiment(run: Path
 def test_only_runs_on_the_papers_images_are_held_against_it(
     run: Path, pack: dict[str, Any] | None, why: str
 ) -> None:
-    assert "points" in wording.paper_sentence(read_run(run), None)
+    assert "points" in against.paper_sentence(read_run(run), None)
     environment = json.loads((run / "environment.json").read_text())
     write(run / "environment.json", {**environment, "pack": pack and {**environment["pack"], **pack}})
     record = read_run(run)
-    assert why in wording.paper_sentence(record, None)
+    assert why in against.paper_sentence(record, None)
     verdict = wording.verdict(record, None)
     assert "paper" not in verdict.sentence
     assert any("held against the paper’s" in notice for notice in verdict.notices) == (pack is not None)
+
+
+def test_a_pack_that_holds_back_other_images_is_said_beside_the_papers_number(run: Path) -> None:
+    environment = json.loads((run / "environment.json").read_text())
+    counts = {**environment["pack"]["counts"], "train": 80_000, "tune": 20_000}
+    assert "holds other training images back" not in against.paper_sentence(read_run(run), None)
+    write(
+        run / "environment.json",
+        {**environment, "pack": {**environment["pack"], "counts": counts, "seed": 7}},
+    )
+    said = against.paper_sentence(read_run(run), None)
+    assert "points" in said
+    assert "than a pack does by default (tune_fraction 0.2, seed 7)." in said
 
 
 def test_the_sizes_that_val_was_measured_at_are_told(run: Path) -> None:
@@ -198,9 +231,9 @@ def test_a_run_is_repeated_from_anywhere(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_lists_of_words() -> None:
-    assert wording.listed(["a"], 3) == "a"
-    assert wording.listed(["a", "b"], 3) == "a and b"
-    assert wording.listed(["a", "b", "c", "d"], 3) == "a, b and 2 others"
+    assert phrases.listed(["a"], 3) == "a"
+    assert phrases.listed(["a", "b"], 3) == "a and b"
+    assert phrases.listed(["a", "b", "c", "d"], 3) == "a, b and 2 others"
 
 
 def test_only_what_differs_is_listed() -> None:

@@ -271,8 +271,8 @@ def _why_not_tune(opened: Sequence[Run], pack: Pack | None) -> str | None:
     if pack is not None and pack.digest != opened[0].pack_digest:
         return "the members were trained on another pack, whose training images this one's tune may hold"
     for run in opened:
-        shown = runs.seen(run, "tune")
-        if shown and all(one.how == "unknown" for one in shown):
+        shown = runs.whether_seen(runs.seen(run, "tune"))
+        if shown is None:
             return f"it is not known whether {run.path.name} began with weights that were trained on tune"
         if shown:
             own = run.recipe.data.train_split == BOTH

@@ -18,7 +18,7 @@ from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.metrics import Metrics, judge, measure
 from tinlab.evaluation.scores import Scores, scores
 from tinlab.evaluation.tta import TTA
-from tinlab.runs import Run, Seen, another_source, seen
+from tinlab.runs import Run, Seen, another_source, seen, whether_seen
 
 Watch = Callable[[str, int, int], None]
 """Told what is being predicted, images done, and images in all."""
@@ -170,8 +170,8 @@ def evaluate(
 
 def why_no_temperature(run: Run, split: str, pack_digest: str) -> str | None:
     """Why a temperature fitted on `tune` would not be honest, in one sentence; None where it is."""
-    shown = seen(run, "tune")
-    if shown and all(one.how == "unknown" for one in shown):
+    shown = whether_seen(seen(run, "tune"))
+    if shown is None:
         return f"no temperature was fitted: {_origin_unknown(run)}, which may have been tune too"
     if shown:
         return (

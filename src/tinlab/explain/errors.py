@@ -30,7 +30,7 @@ from tinlab.evaluation.logits import Predictions
 from tinlab.evaluation.metrics import ROWS_AT_ONCE, Confusion, Judged, confusion_pairs, judge
 from tinlab.explain.compare import percent
 from tinlab.explain.drawing import Part, Picture, Row, enlarge, gallery, sheet
-from tinlab.runs import Run, Seen, open_run, pack_of, seen
+from tinlab.runs import Run, open_run, pack_of, seen, whether_seen
 
 COLUMNS = 8
 RankBy = Literal["margin", "self_confidence"]
@@ -223,7 +223,7 @@ def label_errors_sheet(
         f"Of {len(predictions.labels):,} images of {split}, {len(suspects):,} are suspect: the network takes "
         "them for another class at least as surely as it takes, on average, images that are labelled so. A "
         "suspect label may well be right, and the network wrong.",
-        _trained_on(seen(opened, split, pack), split),
+        _trained_on(whether_seen(seen(opened, split, pack)), split),
     ]
     if audit:
         marked = sum(bool(entry["conflicts"]) for entry in listed)
@@ -248,10 +248,10 @@ def label_errors_sheet(
     return picture, listed[:most]
 
 
-def _trained_on(shown: Sequence[Seen], split: str) -> str:
-    if not shown:
+def _trained_on(shown: bool | None, split: str) -> str:
+    if shown is False:
         return f"The run was not trained on images of {split}."
-    if all(one.how == "unknown" for one in shown):
+    if shown is None:
         return (
             f"It is not known whether the run was trained on images of {split}; of those that it was, it has "
             "learned the labels, the wrong ones too."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinlab import models
+from tinlab import models, recipes
 from tinlab.errors import TinlabError
 from tinlab.recipe import Recipe
 
@@ -74,6 +74,30 @@ def in_words(recipe: dict[str, Any]) -> dict[str, Any]:
         return recipe
     lines = [f"{operation['kind']} ({operation[SAID]})".replace(" ()", "") for operation in operations]
     return {**recipe, "augment": "; ".join(lines) or "none"}
+
+
+def with_edits(recipe: dict[str, Any]) -> dict[str, Any]:
+    """`recipe` with `changed` as the source of every field that is not as in tinlab's recipe of its name: in
+    a file that was edited, the provenance is still that of what stood there.
+
+    A recipe that this tinlab cannot read, or whose name it does not know, comes back as it is.
+    """
+    try:
+        read = Recipe.model_validate(recipe)
+        known = recipes.known(read.name)
+    except (TinlabError, ValueError):  # pydantic's own, and text that UTF-8 cannot hold
+        return recipe
+    if known is None or read.digest == known.digest:
+        return recipe
+    own = known.model_dump(mode="json")
+    sources = dict(_sources(recipe))
+    told = [f"{path}." for path in sources if _source(sources, path)[0] == "changed"]
+    for path, (_, value) in differing([read.model_dump(mode="json"), own]):
+        if not any(f"{path}.".startswith(one) for one in told):
+            as_shown = in_words(with_own_values(own))["augment"] if path == "augment" else shown(value)
+            sources.pop(path, None)  # the edits come last, in the order of the fields
+            sources[path] = {"kind": "changed", "why": f"tinlab's own {known.name} has {as_shown}"}
+    return {**recipe, "provenance": sources}
 
 
 def provenance_counts(recipe: dict[str, Any]) -> dict[str, int]:

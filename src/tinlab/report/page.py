@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from tinlab.data.pack import Pack
 from tinlab.errors import TinlabError
 from tinlab.files import plain, write_text
-from tinlab.report import wording
 from tinlab.report.knobs import shown
+from tinlab.report.phrases import percent
 from tinlab.report.record import read_run
 from tinlab.report.sections import Source, gather, sections
 from tinlab.report.versus import versus
@@ -137,5 +137,5 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(percent=wording.percent, shown=shown)
+    found.filters.update(percent=percent, shown=shown)
     return found

@@ -102,6 +102,13 @@ def number(value: Any) -> float | None:
     return float(value)
 
 
+def at(value: object, *path: str) -> object:
+    """`value[path[0]][path[1]]...`, or None where a part is missing."""
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
 def _read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`; None where there is no such file."""
     try:

@@ -20,12 +20,14 @@ from tinlab.evaluation.calibration import Calibration, calibrated
 from tinlab.evaluation.metrics import Judged, Metrics, judge, measure
 from tinlab.evaluation.scores import scores
 from tinlab.report import network, wording
+from tinlab.report.against import paper_sentence
 from tinlab.report.curves import run_charts
 from tinlab.report.examples import Examples, matching_split
 from tinlab.report.figures import reliability_chart, sorted_bars
-from tinlab.report.knobs import knob_groups, provenance_counts, shown, with_own_values
+from tinlab.report.knobs import knob_groups, provenance_counts, shown, with_edits, with_own_values
+from tinlab.report.phrases import duration
 from tinlab.report.record import RunRecord, number
-from tinlab.runs import open_run, pack_of, seen
+from tinlab.runs import open_run, pack_of, seen, whether_seen
 
 ENDS_SHOWN = 5
 """How many of the best and of the worst classes are shown with images."""
@@ -108,6 +110,7 @@ def sections(source: Source, *, explain: bool = True) -> dict[str, Any]:
     """Everything that the templates show of one run, by name. What there is nothing of is None or empty."""
     record, metrics = source.record, source.metrics
     recipe = record.recipe
+    told = with_edits(recipe)
     paper = _dict(recipe.get("paper"))
     return {
         "title": str(recipe.get("name") or record.path.name),
@@ -129,9 +132,9 @@ def sections(source: Source, *, explain: bool = True) -> dict[str, Any]:
         "gap": wording.gap_sentence(record),
         "augments": wording.augments(record),
         "comparison": _against_paper(record, metrics),
-        "paper_lead": wording.paper_sentence(record, metrics) if paper.get("reported") else "",
-        "groups": knob_groups(with_own_values(recipe)),
-        "provenance": provenance_counts(recipe),
+        "paper_lead": paper_sentence(record, metrics) if paper.get("reported") else "",
+        "groups": knob_groups(with_own_values(told)),
+        "provenance": provenance_counts(told),
         "predictions": record.predictions,
         "metrics": metrics,
         "no_pack": source.no_pack,
@@ -307,8 +310,8 @@ def _tiles(record: RunRecord, metrics: Metrics | None) -> list[tuple[str, str, s
         tiles.append(
             (
                 "Training time",
-                wording.duration(seconds),
-                f"{wording.duration(elapsed)} in all" if elapsed else "",
+                duration(seconds),
+                f"{duration(elapsed)} in all" if elapsed else "",
             )
         )
     steps = number(result.get("steps"))
@@ -352,8 +355,7 @@ def _seen(record: RunRecord, split: str) -> bool | None:
     """Whether the network was trained on images of `split`, here or where its weights are from; None where
     that is not known."""
     try:
-        shown = seen(open_run(record.path), split)
-        return None if shown and all(one.how == "unknown" for one in shown) else bool(shown)
+        return whether_seen(seen(open_run(record.path), split))
     except TinlabError:  # a run whose other files are gone
         return split in str(_dict(record.recipe.get("data")).get("train_split", "train")).split("+")
 

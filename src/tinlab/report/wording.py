@@ -7,25 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tinlab import recipes
-from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.environment import sittings
-from tinlab.errors import TinlabError
 from tinlab.evaluating import Comparison, Evaluation, Robustness
 from tinlab.evaluation.calibration import Calibration, TemperatureScaling
 from tinlab.evaluation.metrics import Metrics
 from tinlab.evaluation.scores import Scores
-from tinlab.recipe import Recipe
+from tinlab.report.against import against_paper, images_notices, rendered
 from tinlab.report.examples import ClassRow, ConfusionCard
-from tinlab.report.knobs import differing, shown
+from tinlab.report.knobs import shown
 from tinlab.report.network import Pruning
-from tinlab.report.record import Point, RunRecord, number
-
-SPLIT_WORDS = {
-    "val": "validation images",
-    "tune": "images held out of the training set",
-    "test": "test images",
-}
+from tinlab.report.phrases import capital, count, decimal, duration, listed, percent, spaced, split_words
+from tinlab.report.record import Point, RunRecord, at, number
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ def verdict(record: RunRecord, metrics: Metrics | None) -> Verdict:
     result = record.result
     if result is None:
         last = _last_measured(record)
-        planned = number(_at(record.recipe, "schedule", "epochs"))
+        planned = number(at(record.recipe, "schedule", "epochs"))
         done = max((point.epoch for point in (*record.train, *record.held_out)), default=0.0)
         of = f" of {planned:g}" if planned is not None else ""
         state = (
@@ -75,31 +67,15 @@ def verdict(record: RunRecord, metrics: Metrics | None) -> Verdict:
             "In brackets stands the 95% interval over the choice of images; another training seed moves the "
             "number too. "
         )
-    against = _against_paper(record, split, top1, metrics)
+    against = against_paper(record, split, top1, metrics)
     sentence = f"of {several} right{between}{against}{_against_chance(top1, metrics)}."
     return Verdict(percent(top1), sentence, interval + basis(record), notices)
-
-
-def rendered(record: RunRecord) -> bool:
-    """The images are tinlab's rendered stand-in set, not photographs."""
-    return record.pack.get("source_kind") == "rendered"
-
-
-def on_papers_images(record: RunRecord) -> bool:
-    """The images are those that the papers report on: all of Tiny ImageNet, at its own size."""
-    about = (record.pack.get(name) for name in ("content_digest", "classes", "image_size"))
-    return tuple(about) == (OFFICIAL_DIGEST, 200, 64) and not rendered(record)
-
-
-def reported_percent(record: RunRecord, split: str) -> float | None:
-    """The paper's top-1 on `split`, where the recipe has a paper that reports it."""
-    return number(_at(record.recipe, "paper", "reported", f"{split}_top1_percent"))
 
 
 def augments(record: RunRecord) -> bool:
     """Whether the recipe, or a stage of it, changes the images that it trains on."""
     stages = record.recipe.get("stages")
-    changes = [_at(stage, "changes") for stage in stages] if isinstance(stages, list) else []
+    changes = [at(stage, "changes") for stage in stages] if isinstance(stages, list) else []
     return any(
         bool(value)
         for fields in (record.recipe, *changes)
@@ -142,63 +118,6 @@ def gap_sentence(record: RunRecord) -> str:
             f"risen to {measured[-1].loss:.3f} since: the network overfits."
         )
     return f"{text} Held-out loss has not risen from its lowest."
-
-
-def paper_sentence(record: RunRecord, metrics: Metrics | None) -> str:
-    """How this run stands to the paper's number, and whether it is the paper's experiment."""
-    result = record.result or {}
-    split = record.predictions.split if record.predictions else str(result.get("split", "val"))
-    reported = reported_percent(record, split)
-    if rendered(record):
-        return (
-            "The paper’s numbers are for Tiny ImageNet, and this run is on rendered stand-in images: the "
-            "columns say nothing about each other."
-        )
-    if not on_papers_images(record):
-        other = "is on other images" if record.pack else "does not say what its images are"
-        return (
-            "The paper’s numbers are for all of Tiny ImageNet at 64 pixels, and this run "
-            f"{other}: the columns say nothing about each other."
-        )
-    ours = metrics.top1_percent if metrics else number(result.get("top1_percent"))
-    if reported is None or ours is None:
-        return "The paper reports what this run has not measured; each column stands for itself."
-    side = "above" if ours > reported else "below"
-    away = f"{abs(ours - reported):.1f} points {side} the paper’s {reported:g}%"
-    if metrics and metrics.top1_interval_percent[0] <= reported <= metrics.top1_interval_percent[1]:
-        text = f"The paper’s {reported:g}% lies within this run’s interval: the two cannot be told apart."
-    elif metrics:
-        text = (
-            f"This run is {away}, which lies outside its interval: the choice of images does not explain it."
-        )
-    else:
-        text = f"This run is {away}."
-    changed = changed_fields(record)
-    if changed:
-        text += (
-            f" {count(len(changed), 'field')} {'is' if len(changed) == 1 else 'are'} not as in the paper’s "
-            f"recipe ({listed(changed, 4)}), so this is not quite the paper’s experiment."
-        )
-    return text
-
-
-def changed_fields(record: RunRecord) -> list[str]:
-    """The fields of the recipe that its provenance calls changed, and those in which it differs from tinlab's
-    recipe of its name: in a file that was edited, the provenance is still that of what stood there."""
-    sources = record.recipe.get("provenance")
-    found = sources.items() if isinstance(sources, dict) else ()
-    told = [
-        str(path) for path, source in found if isinstance(source, dict) and source.get("kind") == "changed"
-    ]
-    try:
-        recipe = Recipe.model_validate(record.recipe)
-        known = recipes.known(recipe.name)
-    except (TinlabError, ValueError):  # pydantic's own, and text that UTF-8 cannot hold
-        return told
-    if known is None or recipe.digest == known.digest:
-        return told
-    apart = differing([recipe.model_dump(mode="json"), known.model_dump(mode="json")])
-    return told + [path for path, _ in apart if not any(f"{path}.".startswith(f"{one}.") for one in told)]
 
 
 def accuracy_sentence(split: str, plain: Scores, augmented: dict[str, Scores]) -> str:
@@ -279,7 +198,7 @@ def robustness_sentence(found: Robustness) -> str:
     return (
         f"On corrupted images it is {found.mean_top1_percent:.1f}% right on average, "
         f"{found.drop_points:.1f} points ({low:.1f} to {high:.1f}) less than on the same {found.images:,} "
-        f"images as they are. {_capital(_spaced(worst.name))} costs most, {_spaced(best.name)} least."
+        f"images as they are. {capital(spaced(worst.name))} costs most, {spaced(best.name)} least."
     )
 
 
@@ -405,52 +324,7 @@ def comparison_sentence(found: Comparison) -> str:
 
 def notes_of(found: Evaluation | None) -> tuple[str, ...]:
     """What a reader of the numbers must know, as sentences."""
-    return tuple(f"{_capital(note)}." for note in found.notes) if found else ()
-
-
-def split_words(split: str) -> str:
-    return SPLIT_WORDS.get(split, f"images of {split}")
-
-
-def percent(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f}%"
-
-
-def count(value: float, noun: str, several: str = "") -> str:
-    """`3 epochs`, `1 epoch`, `2.5 epochs`; `several` where the plural is not made by an s."""
-    return f"{decimal(value)} {noun if value == 1 else several or noun + 's'}"
-
-
-def listed(words: Sequence[str], most: int) -> str:
-    """`a`, `a and b`, `a, b and 3 others`."""
-    if len(words) > most:
-        words = [*words[: most - 1], f"{len(words) - most + 1} others"]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def decimal(value: float) -> str:
-    """A number with up to two decimals: `3`, `2.5`, `4.99`."""
-    return f"{round(value, 2):,g}"
-
-
-def duration(seconds: float) -> str:
-    """A length of time as a person would say it."""
-    if seconds < 90:
-        return count(round(seconds, 1 if seconds < 10 else 0), "second")
-    if seconds < 90 * 60:
-        return count(round(seconds / 60, 1 if seconds < 600 else 0), "minute")
-    return count(round(seconds / 3600, 1), "hour")
-
-
-def _against_paper(record: RunRecord, split: str, top1: float, metrics: Metrics | None) -> str:
-    reported = reported_percent(record, split)
-    if reported is None or not on_papers_images(record):
-        return ""
-    low, high = metrics.top1_interval_percent if metrics else (top1, top1)
-    if low <= reported <= high:
-        return f", no measurable distance from the paper’s {reported:g}%"
-    side = "above" if top1 > reported else "below"
-    return f", {abs(top1 - reported):.1f} points {side} the paper’s {reported:g}%"
+    return tuple(f"{capital(note)}." for note in found.notes) if found else ()
 
 
 def _against_chance(top1: float, metrics: Metrics | None) -> str:
@@ -463,14 +337,6 @@ def _against_chance(top1: float, metrics: Metrics | None) -> str:
         side = "worse" if metrics.top1_interval_percent[1] < chance else "no better"
         return f"; that is {side} than guessing ({shown})"
     return f"; guessing would get {shown}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def basis(record: RunRecord) -> str:
@@ -511,31 +377,19 @@ def resumptions(record: RunRecord) -> tuple[str, ...]:
 def training_images(record: RunRecord) -> int | None:
     """How many images were trained on, from the pack's counts and the recipe's share of them."""
     pack = record.pack
-    parts = str(_at(record.recipe, "data", "train_split") or "train").split("+")
-    counts = [number(_at(pack, "counts", part)) for part in parts]
+    parts = str(at(record.recipe, "data", "train_split") or "train").split("+")
+    counts = [number(at(pack, "counts", part)) for part in parts]
     total = sum(value for value in counts if value is not None)
-    limit, classes = number(_at(record.recipe, "data", "images_per_class")), number(pack.get("classes"))
+    limit, classes = number(at(record.recipe, "data", "images_per_class")), number(pack.get("classes"))
     if limit and classes:
         total = min(total, limit * classes) if total else limit * classes
-    if limit := number(_at(record.recipe, "data", "images")):
+    if limit := number(at(record.recipe, "data", "images")):
         total = min(total, limit) if total else limit
     return int(total) or None
 
 
 def _notices(record: RunRecord, metrics: Metrics | None) -> tuple[str, ...]:
-    found = []
-    if rendered(record):
-        text = (
-            "These images are tinlab’s rendered stand-in set, drawn for work without a network. They are not "
-            "Tiny ImageNet, and the number says nothing about it"
-        )
-        reported = _at(record.recipe, "paper", "reported")
-        found.append(f"{text}; it cannot be held against the paper’s." if reported else f"{text}.")
-    elif record.pack and not on_papers_images(record) and _at(record.recipe, "paper", "reported"):
-        found.append(
-            "These images are not those of the paper, all of Tiny ImageNet at 64 pixels, so the number "
-            "cannot be held against the paper’s."
-        )
+    found = images_notices(record)
     if any(not math.isfinite(point.loss) for point in (*record.train, *record.held_out)):
         first = next(p for p in (*record.train, *record.held_out) if not math.isfinite(p.loss))
         found.append(
@@ -554,10 +408,3 @@ def _last_measured(record: RunRecord) -> Point | None:
     """The newest held-out point; of several splits at one step, the one that the result is about."""
     split = (record.result or {}).get("split", "val")
     return max(record.held_out, key=lambda point: (point.step, point.split == split), default=None)
-
-
-def _at(value: object, *path: str) -> object:
-    """`value[path[0]][path[1]]...`, or None where a part is missing."""
-    for part in path:
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
