@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,10 +49,8 @@ def run(recipe_file, shapes_pack, tmp_path_factory) -> Path:
     return Path(made["run"])
 
 
-def test_help_is_quick_and_lists_the_commands():
-    began = time.perf_counter()
+def test_help_lists_the_commands_without_what_is_slow_to_import():
     shown = ok("--help")
-    assert time.perf_counter() - began < 5  # half a second on a quiet machine; torch alone takes longer
     work = ("demo", "train", "study", "search", "lr-find", "overfit", "evaluate", "report", "compare")
     after = ("ensemble", "submit", "explain", "export", "serve")
     for command in (*work, *after, "runs", "recipes", "models", "augment", "data", "results"):

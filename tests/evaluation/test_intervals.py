@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -27,17 +25,11 @@ def test_all_resamples_of_three_images() -> None:
     """Of three values there are 27 equally likely resamples, so that every mean's share is known."""
     values = np.array([0.0, 1.0, 5.0])
     every = [(a + b + c) / 3 for a in values for b in values for c in values]
-    found = resampled_means(values[:, None], draws=40_000, seed=0)[:, 0]
+    found = resampled_means(values, draws=40_000, seed=0)
     for mean in set(every):
         share = np.isclose(found, mean).mean()
         assert share == pytest.approx(every.count(mean) / 27, abs=0.01)
     assert set(np.round(found, 6)) == set(np.round(every, 6))
-
-
-def test_columns_share_their_resamples() -> None:
-    values = np.random.default_rng(0).normal(size=(50, 1))
-    found = resampled_means(np.hstack([values, 3 * values + 1]), draws=300)
-    assert np.allclose(found[:, 1], 3 * found[:, 0] + 1)
 
 
 def test_a_binary_mean_has_the_interval_of_top1() -> None:
@@ -56,9 +48,9 @@ def test_it_covers_the_mean_as_often_as_it_says() -> None:
 
 
 def test_the_order_of_blocks_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).normal(size=(40, 2))
+    values = np.random.default_rng(0).normal(size=40)
     whole = resampled_means(values, draws=100, seed=7)
-    monkeypatch.setattr("tinlab.evaluation.intervals._COUNTS_AT_ONCE", 400)
+    monkeypatch.setattr("tinlab.evaluation.intervals._PLACES_AT_ONCE", 400)
     assert np.allclose(resampled_means(values, draws=100, seed=7), whole)
 
 
@@ -67,13 +59,6 @@ def test_one_value_has_no_width_and_none_is_refused() -> None:
     assert percentile_interval(np.arange(0, 101)) == pytest.approx((2.5, 97.5))
     with pytest.raises(ValueError, match="no images"):
         mean_interval(np.empty(0))
-
-
-def test_2000_resamples_of_10000_images_take_well_under_a_second() -> None:
-    values = np.random.default_rng(0).normal(size=10_000)
-    began = time.process_time()
-    mean_interval(values)
-    assert time.process_time() - began < 1
 
 
 def test_scores_lie_in_their_intervals() -> None:

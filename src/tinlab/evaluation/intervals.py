@@ -9,29 +9,26 @@ import numpy as np
 
 DRAWS = 10_000
 CONFIDENCE_PERCENT = 95
-_COUNTS_AT_ONCE = 2_000_000
-"""Resampled places held at once: 16 MB."""
+_PLACES_AT_ONCE = 250_000
+"""Resampled places held at once: 1 MB, which stays in a core's cache."""
 
 
 def resampled_means(values: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Means of `values` (N, K) over images drawn with replacement: float64 (draws, K).
+    """Means of `values`, (N,), over N of them drawn with replacement: float64 (draws,).
 
-    A resample is N draws of a row; only how often each row was drawn matters, so that a block of resamples is
-    one count and one matrix product. All K columns share their resamples. Raises ValueError for no images.
+    Raises ValueError for no values.
     """
     values = np.asarray(values, np.float64)
     images = len(values)
     if images == 0:
         raise ValueError("there are no images to resample")
     rng = np.random.default_rng(seed)
-    means = np.empty((draws, values.shape[1]))
-    at_once = max(1, _COUNTS_AT_ONCE // images)
+    means = np.empty(draws)
+    at_once = max(1, _PLACES_AT_ONCE // images)
     for start in range(0, draws, at_once):
         some = min(at_once, draws - start)
-        places = rng.integers(0, images, (some, images), dtype=np.int32).astype(np.int64)
-        places += images * np.arange(some)[:, None]  # each resample counts in a row of its own
-        counts = np.bincount(places.ravel(), minlength=some * images).reshape(some, images)
-        means[start : start + some] = counts.astype(np.float64) @ values / images  # (some, K)
+        places = rng.integers(0, images, (some, images), dtype=np.int32)
+        means[start : start + some] = values.take(places).mean(axis=1)
     return means
 
 
@@ -44,4 +41,4 @@ def percentile_interval(resampled: np.ndarray) -> tuple[float, float]:
 
 def mean_interval(values: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean of `values`, (N,), in their unit."""
-    return percentile_interval(resampled_means(values[:, None], draws=draws, seed=seed)[:, 0])
+    return percentile_interval(resampled_means(values, draws=draws, seed=seed))
