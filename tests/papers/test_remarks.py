@@ -46,8 +46,15 @@ def test_a_remark_waits_until_all_that_it_names_was_measured():
     assert said("{yu_vgg.val} {yu_resnet20.paper_val}", only) == "50.00 54.40"
     assert missing(Remark("yu_vgg", "{yu_vgg.val} {yu_resnet20.val}"), only) == ["yu_resnet20"]
     assert said("{shcherbina_ensemble.error_correlation}", only) is None
-    there = {"shcherbina_ensemble": [{"measure": "error_correlation", "value": "0.5"}]}
-    assert said("{shcherbina_ensemble.error_correlation}", only, there) == "0.50"
+    found = {"measure": "error_correlation", "value": "0.5", "of": "0123", "share": "1"}
+    assert said("{shcherbina_ensemble.error_correlation}", only, {"shcherbina_ensemble": [found]}) == "0.50"
+    short = {"shcherbina_ensemble": [{**found, "share": "0.05"}]}
+    assert said("{shcherbina_ensemble.error_correlation}", only, short) is None
+    of_none = {"sun_depth_cost": [{**found, "measure": "mean_blocks", "of": ""}]}
+    tenth = [line("yu_vgg-budget-0.1")]
+    assert said("{yu_vgg.val:.0f} {sun_depth_cost.mean_blocks}", tenth, of_none) == (
+        "50 0.50 (All at 0.1 of each training's length.)"
+    )
 
 
 def test_a_remark_is_shown_where_its_condition_holds():

@@ -11,6 +11,7 @@ from tinlab.errors import TinlabError
 from tinlab.files import write_json
 from tinlab.papers import reproduce as module
 from tinlab.papers.length import IMAGES_PER_SECOND
+from tinlab.papers.measures import read_measures
 from tinlab.papers.registry import CLASS_ERRORS, Row, row
 from tinlab.papers.reproduce import How, Reproduced, reproduce, status
 from tinlab.results import COLUMNS, TINY_IMAGENET, recorded, write_table
@@ -273,7 +274,7 @@ def test_the_list_is_in_the_papers_order(monkeypatch, capsys, tmp_path):
 
 def test_a_command_on_other_images_replaces_no_measure(shapes_pack, monkeypatch, capsys, tmp_path):
     one = row("shcherbina_classes_scratch")
-    answers = iter([("0123",), (), ("0123",)])
+    answers = iter([("0123",), (), *[("0123",)] * 5])
     monkeypatch.setattr(
         module,
         "reproduce",
@@ -289,8 +290,16 @@ def test_a_command_on_other_images_replaces_no_measure(shapes_pack, monkeypatch,
     assert (tmp_path / "measures.csv").is_file()
     (tmp_path / "measures.csv").unlink()
     monkeypatch.setattr("tinlab.results.images_of", lambda pack: TINY_IMAGENET)
-    command(words, monkeypatch, capsys)
-    assert (tmp_path / "measures.csv").is_file()
+    for more, share, told in (
+        (["--budget", "0.1"], "0.1", ""),
+        (["--budget", "0.05"], "0.1", "not added: shcherbina_classes_scratch was measured already on runs"),
+        ([], "1", ""),
+        (["--set", "schedule.epochs=1"], "1", "not added, as it is of changed trainings"),
+        (["--budget", "0.1"], "1", "not added"),
+    ):
+        code, _, said = command([*words, *more], monkeypatch, capsys)
+        assert (code, told in said) == (0, True)
+        assert {line["share"] for line in read_measures(tmp_path / "measures.csv")[one.id]} == {share}
 
 
 BAD = {

@@ -21,8 +21,9 @@ from tinlab.papers.length import (
     row_minutes,
     train_images,
 )
-from tinlab.papers.measures import measures_file, read_measures, record_measures, values_of
+from tinlab.papers.measures import PICTURE, measures_file, read_measures, record_measures, values_of
 from tinlab.papers.registry import CLASS_ERRORS, PAPERS, every_row, recipe_called, row, rows_of, study_recipes
+from tinlab.papers.reproduce import status
 from tinlab.papers.sources import sources_page
 from tinlab.papers.write import PAGES, write_pages
 from tinlab.recipe import Model
@@ -202,13 +203,18 @@ def test_a_study_that_is_half_run_says_how_to_run_the_rest(tmp_path):
 
 def test_her_tables_stand_beside_ours(tmp_path):
     path = written(tmp_path, [line("shcherbina_vgglike", top1=30.0)])
-    record_measures(
-        measures_file(path), row("shcherbina_classes_scratch"), dict.fromkeys(CLASS_ERRORS, 25), ("0",)
-    )
+    kept = measures_file(path)
+    record_measures(kept, row("shcherbina_classes_scratch"), dict.fromkeys(CLASS_ERRORS, 25), ("0",))
+    vgglike = recipes.find("shcherbina_vgglike").digest
+    afterwards = {"train_top1_percent": 93.21}
     text = page.results_page(path)
     two = text.partition("### Her table 2")[2]
-    cells = ["48.8", "90.0", "28.8", "30.00 (29.00 to 31.00)", "23.7"]
+    cells = ["48.8", "", "90.0", "28.8", "30.00 (29.00 to 31.00)", "23.7"]
     assert row_of(two.partition("###")[0], "shcherbina_vgglike")[1:] == cells
+    for digest, cell in (("of another length", ""), (vgglike, "93.2")):
+        record_measures(kept, row("shcherbina_train_vgglike"), afterwards, (digest,))
+        two = page.results_page(path).partition("### Her table 2")[2].partition("###")[0]
+        assert row_of(two, "shcherbina_vgglike")[1:4] == ["48.8", cell, "90.0"]
     three = text.partition("### Her table 3")[2]
     assert row_of(three, "plunger")[1:] == ["42", "25"]
     assert "Her table" not in page.results_page(written(tmp_path / "b", []))
@@ -304,6 +310,42 @@ def test_measures_are_read_from_a_commands_answer_and_kept_once(tmp_path):
         values_of(one, {"classes_by_accuracy": []})
     with pytest.raises(TinlabError, match="picture"):
         values_of(row("sun_errors"), {})
+
+
+def test_measures_of_short_runs_say_so_and_replace_none_of_longer_ones(tmp_path):
+    path = written(tmp_path, [])
+    kept = measures_file(path)
+    counted, drawn = row("shcherbina_classes_scratch"), row("shcherbina_filters_first_convnet9")
+    record_measures(kept, counted, dict.fromkeys(CLASS_ERRORS, 44), ("0123",), 0.05)
+    record_measures(kept, drawn, {PICTURE: 1}, ("0123",), 0.05)
+    text = page.results_page(path)
+    assert row_of(text, counted.id)[3].endswith("plunger errors 44; of runs of 0.05 of their length")
+    assert row_of(text, drawn.id)[3] == (
+        "made; `tinlab reproduce shcherbina_filters_first_convnet9 --budget 0.05`; "
+        "of runs of 0.05 of their length"
+    )
+    assert "| class | hers, VGG-16 | ours, convnet9, 0.05 of its length |" in text
+    assert status(drawn, [], read_measures(kept)[drawn.id], tmp_path) == "measured, 0.05 of the length"
+    record_measures(kept, counted, dict.fromkeys(CLASS_ERRORS, 30), ("4567",), 0.5)
+    for share in (0.05, 0.1):
+        with pytest.raises(TinlabError, match=r"measured already on runs of 0\.5 of their length"):
+            record_measures(kept, counted, dict.fromkeys(CLASS_ERRORS, 44), ("0123",), share)
+    assert {line["value"] for line in read_measures(kept)[counted.id]} == {"30"}
+    assert status(counted, [], (), tmp_path) == "not yet run"
+
+
+def test_measures_of_before_shares_are_of_whole_lengths(tmp_path):
+    path = tmp_path / "measures.csv"
+    head = "row,measure,value,of,hardware,threads,torch,tinlab,commit,finished_at"
+    path.write_text(f"{head}\nsun_depth_cost,mean_blocks,11.9,,a CPU,2,2,0.1.0,abc,2026\n")
+    (found,) = read_measures(path)["sun_depth_cost"]
+    assert (found["value"], found["share"]) == ("11.9", "1")
+    record_measures(path, row("shcherbina_classes_scratch"), dict.fromkeys(CLASS_ERRORS, 44), ("0",), 0.05)
+    assert {line["share"] for lines in read_measures(path).values() for line in lines} == {"1", "0.05"}
+    for share in ("0", "2", "x", ""):
+        path.write_text(f"{head},share\nsun_depth_cost,mean_blocks,1,,a CPU,2,2,0.1.0,abc,2026,{share}\n")
+        with pytest.raises(TinlabError, match="has no number"):
+            read_measures(path)
 
 
 def test_the_papers_figures_are_drawn_where_their_runs_are(tmp_path):

@@ -137,7 +137,7 @@ def _list(rows: Any, file: Path | None, out: Path, json: bool) -> None:
             "needs": list(row.needs),
             "seeds": list(row.seeds),
             "expected_minutes": round(row_minutes(row), 1),
-            "status": status(row, lines, row.id in measured, out),
+            "status": status(row, lines, measured.get(row.id, ()), out),
             "said": said(row),
         }
         for row in rows
@@ -221,14 +221,18 @@ def _run(
         if found.failed:
             failed[row.id] = "; ".join(found.failed)
         if results is not None:
-            if found.values and found.of and (budget < 1 or changes):
-                terminal.say(f"{row.id}: not added, as it is of shortened or changed trainings")
+            if found.values and found.of and changes:
+                terminal.say(f"{row.id}: not added, as it is of changed trainings")
             elif found.values and found.of and not of_tiny_imagenet(images):
                 terminal.say(
                     f"{row.id}: not added, as its runs are of another pack than Tiny ImageNet's usual one"
                 )
             elif found.values:
-                record_measures(measures_file(results), found.row, found.values, found.of)
+                share = budget if found.of else 1
+                try:
+                    record_measures(measures_file(results), found.row, found.values, found.of, share)
+                except TinlabError as error:
+                    terminal.say(f"{row.id}: not added: {error}")
             write_pages(results)
     if json:
         terminal.show_json({"rows": [_answer(found) for found in done], "failed": failed})

@@ -17,8 +17,12 @@ from tinlab.papers.registry import Row
 
 COLUMNS = (
     "row", "measure", "value", "of", "hardware", "threads", "torch", "tinlab", "commit", "finished_at",
+    "share",
 )  # fmt: skip
-"""`of` are the digests of the recipes whose runs the command looked at."""
+"""`of` are the digests of the recipes whose runs the command looked at, and `share` is the share of their
+length that these runs had, 1 for all of it."""
+_BEFORE_SHARES = COLUMNS[:-1]
+"""The columns of an older file, which is of whole lengths alone."""
 PICTURE = "pictures"
 """The measure of a command that draws: how many pictures it made."""
 
@@ -38,14 +42,15 @@ def read_measures(path: Path) -> dict[str, list[dict[str, str]]]:
         names, rows = tuple(lines.fieldnames or ()), list(lines)
     except (OSError, ValueError, csv.Error) as error:
         raise TinlabError(f"{path} cannot be read ({error}); move it aside") from error
-    if names != COLUMNS:
+    if names not in (COLUMNS, _BEFORE_SHARES):
         raise TinlabError(f"{path} has other columns than this tinlab writes; move it aside")
     for line in rows:
+        line.setdefault("share", "1")
         try:
-            value = float(line["value"] or "")
+            value, share = float(line["value"] or ""), float(line["share"] or "")
         except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or not line["row"] or None in line:
+            value = share = math.nan
+        if not math.isfinite(value) or not 0 < share <= 1 or not line["row"] or None in line:
             raise TinlabError(f"{path}: a line of '{str(line['row'])[:80]}' has no number; mend or remove it")
         found.setdefault(line["row"], []).append(line)
     return found
@@ -79,8 +84,11 @@ def _errors(classes: list[dict[str, Any]]) -> dict[str, int]:
     return {one["id"]: one["images"] - one["right"] for one in classes}
 
 
-def record_measures(path: Path, row: Row, values: dict[str, float], of: tuple[str, ...]) -> None:
-    """Put the values of `row` into `path`, in place of those that it had."""
+def record_measures(
+    path: Path, row: Row, values: dict[str, float], of: tuple[str, ...], share: float = 1
+) -> None:
+    """Put the values of `row` into `path`, in place of those that it had. `share` is as in COLUMNS. Raises
+    TinlabError where those that it had are of longer runs, which then stay."""
     import os
 
     import torch
@@ -94,10 +102,14 @@ def record_measures(path: Path, row: Row, values: dict[str, float], of: tuple[st
         "tinlab": __version__,
         "commit": commit() or "",
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "share": f"{share:g}",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with only_one(path.parent):  # another process may put in another row at the same time
         before = read_measures(path)
+        longest = max((float(line["share"]) for line in before.get(row.id, ())), default=0)
+        if longest > share:
+            raise TinlabError(f"{row.id} was measured already on runs of {longest:g} of their length")
         kept: list[dict[str, Any]] = [
             line for name, lines in before.items() if name != row.id for line in lines
         ]

@@ -254,6 +254,16 @@ PAPERS = (
             ),
             Row("shcherbina_vgglike", "Keras' VGG-like example", recipe="shcherbina_vgglike"),
             Row("shcherbina_vgg16", "VGG-16 from ImageNet's convolutions", recipe="shcherbina_vgg16"),
+            *(
+                Row(
+                    f"shcherbina_train_{name}",
+                    f"accuracy on the training images, measured after the training: {name} (table 2)",
+                    command=f"tinlab evaluate {{shcherbina_{name}}} --split train+tune --json",
+                    measures={"train_top1_percent": ("top1_percent",)},
+                    reported={"train_top1_percent": reported},
+                )
+                for name, reported in (("convnet9", 98.8), ("vgglike", 48.8), ("vgg16", 76.0))
+            ),
             Row(
                 "shcherbina_lr_search_vgg16",
                 "learning rates for VGG-16",

@@ -336,7 +336,8 @@ class _Numbers:
             return subject.paper(name)
         if subject.row is not None and name in subject.row.measures:
             for line in self.measures.get(subject.row.id, ()):
-                if line["measure"] == name:
+                # One that looks at no run has no length.
+                if line["measure"] == name and (not line["of"] or float(line["share"]) == self.share):
                     return float(line["value"])
             raise _NotMeasured
         if name in STUDY_FIELDS:

@@ -213,13 +213,16 @@ def finished_run(needed: Row, how: How, pack_digest: str) -> Run:
     return run
 
 
-def status(row_: Row, lines: Sequence[dict[str, str]], measured: bool, out: Path) -> str:
-    """How a row stands: by what is in results.csv and measures.csv, then by the runs in `out`."""
+def status(row_: Row, lines: Sequence[dict[str, str]], measured: Sequence[dict[str, str]], out: Path) -> str:
+    """How a row stands: by its lines in results.csv and in measures.csv, then by the runs in `out`."""
     from tinlab.papers.found import found_of
     from tinlab.runs import list_runs
 
     if row_.command:
-        return "measured" if measured else "not yet run"
+        if not measured:
+            return "not yet run"
+        share = float(measured[0]["share"])
+        return "measured" if share == 1 else f"measured, {share:g} of the length"
     found = [found_of(recipe, lines) for recipe in row_.recipes]
     there = [one for one in found if one]
     if there and len(found) == 1:
