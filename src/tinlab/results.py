@@ -253,7 +253,8 @@ def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
 
 def images_of(pack: Mapping[str, Any]) -> dict[str, str]:
     """What images the pack has that `tinlab.environment.describe_pack` describes, in the columns of
-    TINY_IMAGENET. Raises KeyError, TypeError or ValueError for what is no such description."""
+    TINY_IMAGENET. Raises KeyError, TypeError, ValueError or OverflowError for what is no such
+    description."""
     counts = {**pack["counts"]}
     train, tune = (int(counts.get(name, 0)) for name in ("train", "tune"))
     return {

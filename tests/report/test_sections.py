@@ -175,6 +175,24 @@ def test_only_runs_on_the_papers_images_are_held_against_it(
     assert any("held against the paper’s" in notice for notice in verdict.notices) == (pack is not None)
 
 
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (10**400, "(tune_fraction 0.5)"),
+        (-5, "(tune_fraction -5)"),
+        ("many", "is on other images"),
+        (None, "is on other images"),
+        ([3], "is on other images"),
+    ],
+)
+def test_counts_that_cannot_be_end_no_report(run: Path, count: object, words: str) -> None:
+    environment = json.loads((run / "environment.json").read_text())
+    counts = {"train": count, "tune": count, "val": 10_000}
+    write(run / "environment.json", {**environment, "pack": {**environment["pack"], "counts": counts}})
+    assert words in against.paper_sentence(read_run(run), None)
+    assert words in write_report(run).read_text("utf-8")
+
+
 def test_a_pack_that_holds_back_other_images_is_said_beside_the_papers_number(run: Path) -> None:
     environment = json.loads((run / "environment.json").read_text())
     counts = {**environment["pack"]["counts"], "train": 80_000, "tune": 20_000}

@@ -186,6 +186,8 @@ def test_samples_are_drawn_and_shown(shared, shapes_pack):
     for sample in found["samples"]:
         picture = shared.get(f"/samples/{sample['index']}")
         assert picture.headers["content-type"] == "image/png"
+        # Another pack has other images under the same addresses.
+        assert picture.headers["cache-control"] == "no-store"
         assert np.array_equal(
             np.asarray(Image.open(io.BytesIO(picture.content))), val.images[sample["index"]]
         )

@@ -277,6 +277,12 @@ PAPERS = (
                 says="out of memory there",
             ),
             Row(
+                "shcherbina_alexnet_kernels",
+                "AlexNet with first filters of 9x9 and of 7x7",
+                study="shcherbina_alexnet_kernels",
+                says="out of memory there too",
+            ),
+            Row(
                 "shcherbina_ensemble",
                 "majority vote of the three, ties to VGG-16; correlation of their errors",
                 command=(

@@ -234,7 +234,7 @@ def shcherbina_vgg16() -> Recipe:
 def shcherbina_alexnet() -> Recipe:
     """AlexNet in Keras, which did not fit into her memory: 1.4 billion weights, about 24 GB in training.
 
-    First filters of 9x9 and 7x7, which she tried too: `--set model.first_kernel=9`.
+    First filters of 9x9 and 7x7, which she tried too, are the study shcherbina_alexnet_kernels.
     """
     recipe = shcherbina_convnet9()
     sources = {

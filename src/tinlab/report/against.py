@@ -111,5 +111,5 @@ def _images(record: RunRecord) -> dict[str, str] | None:
     """What images the run's pack has; None where the run does not say."""
     try:
         return images_of(record.pack)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -153,6 +153,19 @@ def shcherbina_lr_search_vgg16() -> Study:
     return _rates("shcherbina_vgg16", "shcherbina_lr_search_vgg16", (1e-3, 0.1, 1e-5, 1e-7))
 
 
+def shcherbina_alexnet_kernels() -> Study:
+    """AlexNet with the smaller first filters that Shcherbina tried against her memory errors (section
+    2.2.4)."""
+    base = recipes.find("shcherbina_alexnet")
+    return Study(
+        name="shcherbina_alexnet_kernels",
+        summary="AlexNet in Keras with smaller first filters",
+        recipes=(base,),
+        grid={"model.first_kernel": (9, 7)},
+        seeds=(0,),
+    )
+
+
 def _rates(recipe: str, name: str, rates: tuple[float, ...]) -> Study:
     base = changed(recipes.find(recipe), ["data.train_split=train", "schedule.epochs=2"])
     sources = {
@@ -271,6 +284,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "ma_init": ma_init,
     "yu_gap": yu_gap,
     "shcherbina_lr_search": shcherbina_lr_search,
+    "shcherbina_alexnet_kernels": shcherbina_alexnet_kernels,
     "shcherbina_lr_search_vgg16": shcherbina_lr_search_vgg16,
     "what_helps": what_helps,
     "what_helps_small": what_helps_small,
