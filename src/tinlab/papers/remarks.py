@@ -43,6 +43,7 @@ FIELDS = {
     "loss": ("loss", ".3f"),
     "minutes": ("train_minutes", ".0f"),
     "epochs": ("epochs", ".3g"),
+    "steps": ("steps", ",.0f"),
     "parameters": ("parameters", ",.0f"),
 }
 """Field -> column of results.csv, whose mean over the seeds it is, and how it is written."""
