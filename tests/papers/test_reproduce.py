@@ -14,6 +14,7 @@ from tinlab.papers.length import IMAGES_PER_SECOND
 from tinlab.papers.measures import read_measures
 from tinlab.papers.registry import CLASS_ERRORS, Row, row
 from tinlab.papers.reproduce import How, Reproduced, reproduce, status
+from tinlab.recipes import shortened
 from tinlab.results import COLUMNS, TINY_IMAGENET, recorded, write_table
 from tinlab.runs import open_run
 from tinlab.study import run as study_run
@@ -234,20 +235,32 @@ def test_a_row_says_what_its_runs_are(how):
 
     with pytest.raises(KeyboardInterrupt):
         reproduce(row("yu_baseline"), full, say=lambda text: None, watch=stop)
-    assert status(row("yu_baseline"), [], False, how.out).startswith("begun")
+    assert status(row("yu_baseline"), [], (), how.out).startswith("begun")
     (run,) = how.out.glob("yu_baseline-*")
     (run / "result.json").write_text("{}")
-    assert status(row("yu_baseline"), [], False, how.out) == "not yet run"  # a damaged run is none
+    assert status(row("yu_baseline"), [], (), how.out) == "not yet run"  # a damaged run is none
     write_json(run / "result.json", RESULT)
-    assert status(row("yu_baseline"), [], False, how.out).startswith("finished")
+    assert status(row("yu_baseline"), [], (), how.out).startswith("finished")
 
 
 def test_a_row_that_was_measured_says_so(how):
-    recipe = recipes.find("yu_vgg")
-    line = {"recipe": "yu_vgg", "recipe_digest": recipe.digest, "split": "val", "seed": "0", "budget": ""}
-    line |= {"finished_at": "2026", "content_digest": OFFICIAL_DIGEST, "classes": "200"}
-    assert status(row("yu_vgg"), [line], False, how.out) == "measured, 1 seed"
-    assert status(row("yu_vgg"), [], False, how.out) == "not yet run"
+    def line(recipe, budget=""):
+        found = {"recipe": recipe.name, "recipe_digest": recipe.digest, "split": "val", "seed": "0"}
+        found |= {"budget": budget, "finished_at": "2026", "content_digest": OFFICIAL_DIGEST}
+        return found | {"classes": "200"}
+
+    def told(name, *lines):
+        return status(row(name), lines, (), how.out)
+
+    whole = recipes.find("yu_vgg")
+    assert told("yu_vgg", line(whole)) == "measured, 1 seed"
+    assert told("yu_vgg", line(shortened(whole, 0.2), "1 of 5 epochs")) == "measured, 1 seed, 1 of 5 epochs"
+    assert told("yu_vgg") == "not yet run"
+    first, second, *_ = row("sun_variants").recipes
+    short = line(shortened(second, 0.1))
+    assert told("sun_variants", line(first)) == "measured, 1 of 6 recipes"
+    assert told("sun_variants", short) == "measured, 1 of 6 recipes, 0.1 of the length"
+    assert told("sun_variants", line(first), short) == "measured, 2 of 6 recipes, 0.1 and 1 of the length"
 
 
 def command(words, monkeypatch, capsys):

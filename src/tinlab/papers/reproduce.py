@@ -232,7 +232,9 @@ def status(row_: Row, lines: Sequence[dict[str, str]], measured: Sequence[dict[s
             f", {best.budget}" if best.budget else ""
         )
     if there:
-        return f"measured, {len(there)} of {len(found)} recipes"
+        shares = sorted({one[0].share for one in there})
+        length = f", {' and '.join(f'{share:g}' for share in shares)} of the length" if shares != [1] else ""
+        return f"measured, {len(there)} of {len(found)} recipes{length}"
     digests = {recipe.digest for recipe in row_.recipes}
     folders = [out] if row_.recipe is not None else [out / str(row_.study) / "runs"]
     runs = [run for folder in folders for run in list_runs(folder) if run.recipe.digest in digests]
