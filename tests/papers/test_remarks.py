@@ -44,17 +44,35 @@ def test_a_remark_waits_until_all_that_it_names_was_measured():
     assert said("{yu_vgg.val} {yu_resnet20.val}", only) is None
     assert said("{yu_vgg.val}", only, when="yu_resnet20.val > 1") is None
     assert said("{yu_vgg.val} {yu_resnet20.paper_val}", only) == "50.00 54.40"
-    assert missing(Remark("yu_vgg", "{yu_vgg.val} {yu_resnet20.val}"), only) == ["yu_resnet20"]
+    assert missing(Remark("yu_vgg", "{yu_vgg.val} {yu_resnet20.val}"), only, {}) == ["yu_resnet20"]
     assert said("{shcherbina_ensemble.error_correlation}", only) is None
+    assert missing(Remark("yu_vgg", "{shcherbina_ensemble.error_correlation}"), only, {}) == [
+        "shcherbina_ensemble"
+    ]
+
+
+def test_what_a_command_measured_is_at_the_share_of_the_runs_that_it_looked_at():
     found = {"measure": "error_correlation", "value": "0.5", "of": "0123", "share": "1"}
-    assert said("{shcherbina_ensemble.error_correlation}", only, {"shcherbina_ensemble": [found]}) == "0.50"
-    short = {"shcherbina_ensemble": [{**found, "share": "0.05"}]}
-    assert said("{shcherbina_ensemble.error_correlation}", only, short) is None
+    whole = {"shcherbina_ensemble": [found]}
+    short = {"shcherbina_ensemble": [{**found, "share": "0.1"}]}
     of_none = {"sun_depth_cost": [{**found, "measure": "mean_blocks", "of": ""}]}
-    tenth = [line("yu_vgg-budget-0.1")]
-    assert said("{yu_vgg.val:.0f} {sun_depth_cost.mean_blocks}", tenth, of_none) == (
-        "50 0.50 (All at 0.1 of each training's length.)"
-    )
+    correlation, blocks = "{shcherbina_ensemble.error_correlation}", "{sun_depth_cost.mean_blocks}"
+    at_a_tenth = " (All at 0.1 of each training's length.)"
+    both = [line("yu_vgg"), line("yu_vgg-budget-0.1", top1=30.0)]
+    for text, lines, measures, full, expected in (
+        (correlation, [], whole, None, "0.50"),
+        (correlation, [], whole, False, None),
+        (correlation, [], short, None, "0.50" + at_a_tenth),
+        (correlation, [], short, False, "0.50" + at_a_tenth),
+        (correlation, [], short, True, None),
+        ("{yu_vgg.val:.0f} " + correlation, both, whole, None, "50 0.50"),
+        ("{yu_vgg.val:.0f} " + correlation, both, short, None, "30 0.50" + at_a_tenth),
+        ("{yu_vgg.val:.0f} " + correlation, both[:1], short, None, None),
+        (blocks, [], of_none, None, "0.50"),
+        (blocks, [], of_none, False, None),
+        ("{yu_vgg.val:.0f} " + blocks, both[1:], of_none, None, "30 0.50" + at_a_tenth),
+    ):
+        assert said(text, lines, measures, full=full) == expected, (text, full)
 
 
 def test_a_remark_is_shown_where_its_condition_holds():

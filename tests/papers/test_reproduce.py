@@ -287,7 +287,7 @@ def test_the_list_is_in_the_papers_order(monkeypatch, capsys, tmp_path):
 
 def test_a_command_on_other_images_replaces_no_measure(shapes_pack, monkeypatch, capsys, tmp_path):
     one = row("shcherbina_classes_scratch")
-    answers = iter([("0123",), (), *[("0123",)] * 5])
+    answers = iter([("0123",), (), *[("0123",)] * 6])
     monkeypatch.setattr(
         module,
         "reproduce",
@@ -308,6 +308,7 @@ def test_a_command_on_other_images_replaces_no_measure(shapes_pack, monkeypatch,
         (["--budget", "0.05"], "0.1", "not added: shcherbina_classes_scratch was measured already on runs"),
         ([], "1", ""),
         (["--set", "schedule.epochs=1"], "1", "not added, as it is of changed trainings"),
+        (["--seeds", "3,"], "1", "not added, as it is of trainings from seed 3, not 0"),
         (["--budget", "0.1"], "1", "not added"),
     ):
         code, _, said = command([*words, *more], monkeypatch, capsys)
@@ -315,7 +316,35 @@ def test_a_command_on_other_images_replaces_no_measure(shapes_pack, monkeypatch,
         assert {line["share"] for line in read_measures(tmp_path / "measures.csv")[one.id]} == {share}
 
 
+def test_pages_that_cannot_be_written_end_no_training(how, shapes_pack, monkeypatch, capsys, tmp_path):
+    """A remark that is wrong from the start is told before any training; one that comes to be is told after
+    each, and the rows are kept."""
+    remarks = tmp_path / "remarks.toml"
+    remarks.write_text('[[remark]]\nrow = "nope"\ntext = "x"\n')
+    words = ["reproduce", "ma_overfit", "--add-results", "--file", str(tmp_path / "r.csv"), "--seeds", "2"]
+    words += ["--data", str(shapes_pack.path), "--out", str(tmp_path / "runs"), "--device", "cpu"]
+    words += [word for change in SMALL for word in ("--set", change)]
+    code, _, told = command(words, monkeypatch, capsys)
+    assert (code, "there is no row 'nope'" in told) == (2, True)
+    assert not (tmp_path / "runs").exists()
+    remarks.unlink()
+
+    def added(run, path):
+        remarks.write_text('[[remark]]\nrow = "nope"\ntext = "x"\n')
+        return {"recipe": "ma_overfit", "seed": open_run(run).seed, "top1_percent": 1.0}
+
+    monkeypatch.setattr("tinlab.results.record", added)
+    code, _, told = command(words, monkeypatch, capsys)
+    assert code == 0
+    assert told.count("r.csv: ma_overfit, seed") == 2
+    assert told.count("the pages were not written:") == 3
+    assert "not added" not in told
+
+
 BAD = {
+    "a budget of a benchmark": (["reproduce", "sun_tuning", "--budget", "0.5"], "--budget changes trainings"),
+    "a field of a benchmark": (["reproduce", "sun_tuning", "--set", "optimizer.peak_lr=1"], "--set changes"),
+    "seeds of a benchmark": (["reproduce", "sun_tuning", "--seeds", "5"], "--seeds changes trainings"),
     "no such row": (["reproduce", "sun_finl"], "sun_final"),
     "no budget": (["reproduce", "sun_final", "--budget", "0"], "--budget"),
     "too much": (["reproduce", "sun_final", "--budget", "2"], "--budget"),

@@ -10,7 +10,7 @@ from tinlab import recipes, results
 from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.errors import TinlabError
 from tinlab.files import only_one
-from tinlab.papers import page
+from tinlab.papers import charts, page
 from tinlab.papers.found import found_of
 from tinlab.papers.helps import what_helps_page
 from tinlab.papers.length import (
@@ -218,6 +218,38 @@ def test_her_tables_stand_beside_ours(tmp_path):
     three = text.partition("### Her table 3")[2]
     assert row_of(three, "plunger")[1:] == ["42", "25"]
     assert "Her table" not in page.results_page(written(tmp_path / "b", []))
+
+
+def test_her_tables_say_what_was_shortened_and_leave_out_what_is_not_there(tmp_path):
+    path = written(tmp_path, [line("shcherbina_vgglike")])
+    kept = measures_file(path)
+    numbers = dict.fromkeys(row("shcherbina_ensemble").measures, 18.5)
+    record_measures(kept, row("shcherbina_ensemble"), numbers, ("0",), 0.05)
+    some = {name: 25 for name in CLASS_ERRORS if name != "plunger_errors"}
+    record_measures(kept, row("shcherbina_classes_scratch"), some, ("0",))
+    text = page.results_page(path)
+    two, _, three = text.partition("### Her table 2")[2].partition("### Her table 3")
+    assert row_of(two, "shcherbina_ensemble")[5] == "18.50; of runs of 0.05 of their length"
+    assert row_of(three, "plunger")[1:] == ["42", ""]
+
+
+def test_a_curve_has_a_line_for_each_split_that_was_measured(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "save", lambda figure, place: drawn.append(figure))
+    columns = results.CURVE_COLUMNS
+    points = [("train", "", 1), ("train", "", 2), ("eval", "tune", 1), ("eval", "tune", 2)]
+    for last, told in (
+        ([("eval", "val", 2)], {"training, as trained": 2, "tune": 2, "val": 1}),
+        ([], {"training, as trained": 2, "tune": 2}),
+    ):
+        rows = [
+            {**dict.fromkeys(columns, 1.0), "kind": kind, "split": split, "epoch": epoch}
+            for kind, split, epoch in [*points, *last]
+        ]
+        results.write_table(tmp_path / "curve.csv", columns, rows)
+        charts.training_curves([charts.Training("x", tmp_path / "curve.csv", {})], tmp_path / "x.png")
+        lines = drawn[-1].axes[0].get_lines()
+        assert {one.get_label(): len(one.get_xdata()) for one in lines} == told
 
 
 def test_the_sources_of_every_row_are_told():

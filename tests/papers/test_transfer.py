@@ -3,14 +3,17 @@ import json
 import pytest
 
 from tinlab import recipes
+from tinlab.data.digests import OFFICIAL_DIGEST
 from tinlab.data.subset import half, subset_pack
 from tinlab.environment import describe_pack
 from tinlab.errors import TinlabError
 from tinlab.files import write_json
+from tinlab.papers import transfer as module
 from tinlab.papers.length import IMAGES_PER_SECOND
 from tinlab.papers.page import results_page
 from tinlab.papers.transfer import (
     TABLE_COLUMNS,
+    Trained,
     drawn_points,
     on_a,
     on_b,
@@ -124,7 +127,8 @@ def test_a_recipe_that_has_seen_other_images_is_refused(small, shapes_pack, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_each_training_is_a_row_as_it_ends_and_the_page_shows_them(small, shapes_pack, tmp_path):
+def test_each_training_is_a_row_as_it_ends_and_the_page_shows_them(small, shapes_pack, tmp_path, monkeypatch):
+    monkeypatch.setitem(module.HALF, "classes", "2")
     path = tmp_path / "results" / "transfer.csv"
     results = tmp_path / "results" / "results.csv"
     changed: list[bool] = []
@@ -132,7 +136,9 @@ def test_each_training_is_a_row_as_it_ends_and_the_page_shows_them(small, shapes
 
     def finished(one):
         environment = one.run.environment
-        environment["pack"]["source_kind"] = "official_zip"  # rows of rendered images are refused
+        # Rows of rendered images are refused, and the page shows those of Tiny ImageNet's halves.
+        environment["pack"] |= {"source_kind": "official_zip", "content_digest": OFFICIAL_DIGEST}
+        environment["pack"] |= {"image_size": 64, "counts": {"train": 90, "tune": 10}, "seed": 0}
         write_json(one.run.path / "environment.json", environment)
         changed.append(record_transfer(one, path))
         lengths.append(len(read_transfer(path)))
@@ -165,7 +171,26 @@ def row(start, count, seed, top1, share="1", digest="d", finished_at="1"):
         "network": "net", "recipe_digest": digest, "share": share, "images_per_class": str(count),
         "start": start, "seed": str(seed), "top1_percent": str(top1), "top1_low_percent": str(top1 - 1),
         "top1_high_percent": str(top1 + 2), "finished_at": finished_at,
+        "content_digest": OFFICIAL_DIGEST, "classes": "100", "train_minutes": "1",
     }  # fmt: skip
+
+
+def test_rows_of_other_images_replace_none_and_are_not_shown(monkeypatch, tmp_path):
+    path = tmp_path / "results" / "transfer.csv"
+    own = row("from A", 5, 0, 20.0)
+    tenth = {**row("from A", 5, 0, 90.0), "classes": "10"}
+    photos = {**row("from A", 5, 0, 80.0, finished_at="2"), "content_digest": "0" * 64}
+    small = {**row("from A", 5, 1, 70.0), "image_size": "32"}
+    for one in (own, tenth, photos, small):
+        run = type("Run", (), {"path": tmp_path})
+        recipe = type("Recipe", (), {"name": "net", "digest": "d"})
+        monkeypatch.setattr(module, "row_of", lambda path, one=one: one)
+        assert record_transfer(Trained(recipe, 1.0, 5, "from A", run), path)
+    assert [one["top1_percent"] for one in read_transfer(path)] == ["20.0", "90.0", "80.0", "70.0"]
+    assert drawn_points(read_transfer(path)) == {"from A": [(5, 20.0, 19.0, 22.0)]}
+    text = results_page(path.parent / "results.csv").partition("## Transfer")[2].partition("\n## ")[0]
+    assert "| 5 | 20.00 (19.00 to 22.00) | not yet run |" in text
+    assert "On A's own" not in text
 
 
 def test_points_are_means_over_seeds_of_the_newest_network_at_its_largest_share():

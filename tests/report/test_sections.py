@@ -70,6 +70,31 @@ def test_charts_of_several_runs_end_at_their_own_times(tmp_path: Path) -> None:
         assert [key.style for key in accuracy.keys] == ["several c0 d0", "several c1 d1"]
 
 
+def _watched_on_tune(run: Path) -> None:
+    """What was measured on val was so on tune, but at the end, where val was measured too."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    held_out = [{**line, "split": "tune"} for line in lines if line["kind"] == "eval"]
+    for loss, line in zip((3.0, 2.0, 2.5, 3.5), held_out, strict=True):
+        line["loss"] = loss
+    last = {**held_out[-1], "split": "val", "loss": 4.0}
+    others = [line for line in lines if line["kind"] != "eval"]
+    (run / "metrics.jsonl").write_text(
+        "".join(f"{json.dumps(line)}\n" for line in [*others, *held_out, last])
+    )
+
+
+def test_overfitting_is_seen_on_the_images_that_were_watched(run: Path) -> None:
+    _watched_on_tune(run)
+    record = read_run(run)
+    assert record.most_measured == "tune"
+    said = wording.gap_sentence(record)
+    assert "of the validation images" in said
+    assert "lowest at epoch 2 (2.000) and has risen to 3.500 since: the network overfits." in said
+    accuracy, _ = charts_together([("A", record)], minutes=False)
+    held = next(s for s in json.loads(accuracy.data)["series"] if len(s["x"]) == 4)
+    assert held["x"] == pytest.approx([1, 2, 3, 4])
+
+
 def test_no_two_of_many_curves_look_alike_nor_neighbours_without_their_colours(tmp_path: Path) -> None:
     record = read_run(made_run(tmp_path / "one", epochs=2))
     chart = charts_together([(str(n), record) for n in range(32)], minutes=False)[0]

@@ -64,6 +64,7 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint_and_a_killed_one_is_a_row(
     attempt._process.stdin.close()
     row = attempt.wait()
     assert (row.status, row.exit_code) == ("stopped", 143)
+    assert attempt.poll() == attempt.wait() == row  # which a process tells but once
     assert len(runs.list_runs(tmp_path / "runs")) == 1
     assert reached > 0
 

@@ -25,7 +25,7 @@ AddResults = Annotated[
     bool,
     typer.Option(
         "--add-results",
-        help="Add a row for each run as it ends, and write RESULTS.md anew; what has one is not run again.",
+        help="Add a row for each run as it ends, write RESULTS.md anew; what has one is not trained again.",
     ),
 ]
 ResultsFile = Annotated[
@@ -74,6 +74,13 @@ def reproduce(
         return
     if jobs > 1 and not any(row.study for row in rows):
         raise TinlabError(f"--jobs is for studies, and {name} trains one network after another; leave it out")
+    if not any(row.recipes or row.needs for row in rows):
+        options = {"--budget": budget != 1, "--set": bool(set), "--seeds": seeds is not None}
+        for option, given in options.items():
+            if given:
+                raise TinlabError(
+                    f"{option} changes trainings, and {name} neither trains nor looks at one; leave it out"
+                )
     _check_budget(budget)
     place = _place(file, add_results)
     _run(
@@ -101,6 +108,7 @@ def _check_budget(budget: float) -> None:
 def _place(file: Path | None, add_results: bool) -> Path | None:
     """The file that rows are added to, or None; what is wrong with it is told before hours of training."""
     from tinlab.papers.measures import measures_file, read_measures
+    from tinlab.papers.remarks import read_remarks, remarks_file
     from tinlab.papers.transfer import read_transfer, transfer_file
     from tinlab.papers.write import check_pages
     from tinlab.results import read_results, results_file
@@ -113,6 +121,7 @@ def _place(file: Path | None, add_results: bool) -> Path | None:
     read_results(path)
     read_measures(measures_file(path))
     read_transfer(transfer_file(path))
+    read_remarks(remarks_file(path))
     check_pages(path)
     return path
 
@@ -184,7 +193,6 @@ def _run(
     from tinlab.papers.measures import measures_file, record_measures
     from tinlab.papers.reproduce import How, Reproduced
     from tinlab.papers.reproduce import reproduce as run_row
-    from tinlab.papers.write import write_pages
     from tinlab.results import images_of, of_tiny_imagenet, recorded
     from tinlab.study.attempt import share_of_cores
     from tinlab.study.plan import parse_seeds
@@ -223,6 +231,8 @@ def _run(
         if results is not None:
             if found.values and found.of and changes:
                 terminal.say(f"{row.id}: not added, as it is of changed trainings")
+            elif found.values and found.of and how.seeds and how.seeds[0] != 0:
+                terminal.say(f"{row.id}: not added, as it is of trainings from seed {how.seeds[0]}, not 0")
             elif found.values and found.of and not of_tiny_imagenet(images):
                 terminal.say(
                     f"{row.id}: not added, as its runs are of another pack than Tiny ImageNet's usual one"
@@ -233,7 +243,7 @@ def _run(
                     record_measures(measures_file(results), found.row, found.values, found.of, share)
                 except TinlabError as error:
                     terminal.say(f"{row.id}: not added: {error}")
-            write_pages(results)
+            _write_pages(results)
     if json:
         terminal.show_json({"rows": [_answer(found) for found in done], "failed": failed})
     else:
@@ -281,17 +291,28 @@ def _show(found: Any) -> None:
 
 def _add_run(run: Path, path: Path) -> None:
     """Put a finished run into `path`, and write the pages anew; what was there stays, without a word."""
-    from tinlab.papers.write import write_pages
     from tinlab.results import AlreadyRecorded, record
 
     try:
         row = record(run, path)
-        terminal.say(f"{path}: {row['recipe']}, seed {row['seed']}: {row['top1_percent']:.2f}%")
-        write_pages(path)
     except AlreadyRecorded:
         return
     except TinlabError as error:
         terminal.say(f"not added: {error}")
+        return
+    terminal.say(f"{path}: {row['recipe']}, seed {row['seed']}: {row['top1_percent']:.2f}%")
+    _write_pages(path)
+
+
+def _write_pages(path: Path) -> None:
+    """Write the pages anew. What keeps them from being written is told, and ends no training: `tinlab
+    results` writes them later."""
+    from tinlab.papers.write import write_pages
+
+    try:
+        write_pages(path)
+    except TinlabError as error:
+        terminal.say(f"the pages were not written: {error}")
 
 
 @results_commands.callback(invoke_without_command=True)
@@ -353,7 +374,6 @@ def transfer(
     from tinlab.data.places import open_data
     from tinlab.papers.transfer import Trained, record_transfer, recorded_transfer, transfer_file
     from tinlab.papers.transfer import transfer as run_transfer
-    from tinlab.papers.write import write_pages
     from tinlab.study.plan import parse_seeds
 
     try:
@@ -372,10 +392,12 @@ def transfer(
         if place is None:
             return
         try:
-            if record_transfer(one, transfer_file(place)):
-                write_pages(place)
+            added = record_transfer(one, transfer_file(place))
         except TinlabError as error:
             terminal.say(f"not added: {error}")
+            return
+        if added:
+            _write_pages(place)
 
     with terminal.training() as watch:
         lines = run_transfer(

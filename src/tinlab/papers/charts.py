@@ -61,14 +61,24 @@ def _panel(axes: Axes, training: Training, column: str) -> None:
     with training.curve.open(newline="", encoding="utf-8") as file:
         points = list(csv.DictReader(file))
     error = column == "top1_percent"
-    for kind, colour in (("train", MUTED), ("eval", ACCENT)):
-        own = [point for point in points if point["kind"] == kind and point[column]]
+    # A network that is not trained on tune is measured on that along the way, and on val once.
+    for kind, split, colour in (
+        ("train", None, MUTED),
+        ("eval", "tune", ACCENT),
+        ("eval", "val", ACCENT if all(point["split"] != "tune" for point in points) else INK),
+    ):
+        own = [
+            point
+            for point in points
+            if point["kind"] == kind and split in (None, point["split"]) and point[column]
+        ]
         if not own:
             continue
-        label = "training, as trained" if kind == "train" else own[-1]["split"]
         epochs = [float(point["epoch"]) for point in own]
         values = [100 - float(point[column]) if error else float(point[column]) for point in own]
-        axes.plot(epochs, values, "-" if len(own) > 1 else "o", color=colour, linewidth=1.6, label=label)
+        label = split or "training, as trained"
+        style = "-" if len(own) > 1 else "o"
+        axes.plot(epochs, values, style, color=colour, linewidth=1.6, markersize=4, label=label)
     for measure, value in training.reported.items():
         which = {
             ("train_top1_percent", True): (MUTED, 100 - value, "the paper's training"),

@@ -93,6 +93,7 @@ def record_measures(
 
     import torch
 
+    share = float(f"{share:g}")  # as it is written
     about = {
         "row": row.id,
         "of": " ".join(of),

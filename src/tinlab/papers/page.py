@@ -83,7 +83,7 @@ def results_page(results: Path) -> str:
         if paper.key == "shcherbina":
             parts += [_table_2(lines, measures), _table_3(measures)]
         parts += _figures(own, drawn)
-    parts.append(_open_questions(every, remarks, lines))
+    parts.append(_open_questions(every, remarks, lines, measures))
     parts.append(_transfer(results, drawn))
     for one in REMEDY_ROWS:
         _rows(one, lines, [], told)
@@ -127,7 +127,10 @@ def _remarks(rows: Sequence[Row], remarks: Sequence[tuple[Remark, Shown]]) -> li
 
 
 def _open_questions(
-    every: Sequence[Remark], remarks: Sequence[tuple[Remark, Shown]], lines: Sequence[Line]
+    every: Sequence[Remark],
+    remarks: Sequence[tuple[Remark, Shown]],
+    lines: Sequence[Line],
+    measures: Mapping[str, Sequence[Line]],
 ) -> str:
     """What the papers left open, and what the numbers say about it."""
     questions = list(dict.fromkeys(remark.question for remark in every if remark.question))
@@ -138,7 +141,7 @@ def _open_questions(
         texts = [text for remark, text in remarks if remark.question == question]
         if not texts:
             first = next(remark for remark in every if remark.question == question)
-            todo = "; ".join(how_to_run(row(name)) for name in missing(first, lines))
+            todo = "; ".join(how_to_run(row(name)) for name in missing(first, lines, measures))
             texts = [Shown(f"Not answered yet; to run: {todo or 'the same share of each length'}.")]
         parts.append(f"\n**{question}** {paragraph(texts)}\n")
     return "".join(parts)
@@ -204,12 +207,17 @@ def _command_row(row_: Row, measured: Sequence[Line]) -> str:
         ours = f"made; `tinlab reproduce {row_.id}{f' --budget {share:g}' if share < 1 else ''}`"
     else:
         ours = ", ".join(f"{measure_words(line['measure'])} {float(line['value']):g}" for line in measured)
-    if share < 1:
-        ours += f"; of runs of {share:g} of their length"
+    ours += _of_share(first)
     how = f"{machine(first)}; torch {first['torch']}, tinlab {first['tinlab']}; commit `{first['commit']}`"
     if first["of"]:
         how += f"; of recipe `{first['of']}`"
     return f"| {row_.id} | {row_.what} | {said(row_)} | {ours} | | | {how} |"
+
+
+def _of_share(line: Line) -> str:
+    """What is said of a line of measures.csv whose runs were shortened."""
+    share = float(line["share"])
+    return f"; of runs of {share:g} of their length" if share < 1 else ""
 
 
 def said(row_: Row) -> str:
@@ -276,7 +284,7 @@ def _table_2(lines: Sequence[Line], measures: Mapping[str, Sequence[Line]]) -> s
         (line for line in measures.get("shcherbina_ensemble", ()) if line["measure"] == "val_top1_percent"),
         None,
     )
-    val = f"{float(ensemble['value']):.2f}" if ensemble else "not yet run"
+    val = f"{float(ensemble['value']):.2f}{_of_share(ensemble)}" if ensemble else "not yet run"
     test = f"{row('shcherbina_ensemble').numbers['test_top1_percent']:.1f}"
     rows.append(f"| shcherbina_ensemble | | | | | {val} | {test} |")
     columns = (
@@ -312,7 +320,7 @@ def _table_3(measures: Mapping[str, Sequence[Line]]) -> str:
     head += (2 + len(ours)) * "| --- " + "|\n"
     rows = [
         f"| {measure_words(measure).removesuffix(' errors')} | {value:g} | "
-        + " | ".join(f"{values[measure]:g}" for values in ours.values())
+        + " | ".join(f"{values[measure]:g}" if measure in values else "" for values in ours.values())
         + " |\n"
         for measure, value in row("shcherbina_classes").numbers.items()
     ]
@@ -361,10 +369,12 @@ def _transfer(results: Path, drawn: Mapping[str, Picture]) -> str:
     hardware = "; ".join(sorted({machine(one) for one in rows}))
     commits = " ".join(sorted({one["commit"] for one in rows}))
     share = "" if first["share"] == "1" else f" at {first['share']} of each length"
+    on_a = found.get(0, {}).get("A itself")
+    reached = f" On A's own validation images it reaches {on_a[0].mean:.2f}%." if on_a else ""
     parts.append(
-        f"\nThe network is `{first['network']}`{share} (recipe `{first['recipe_digest']}`). On A's own "
-        f"validation images it reaches {found[0]['A itself'][0].mean:.2f}%. Minutes are those of one "
-        f"training on B; {hardware}; torch {first['torch']}, tinlab {first['tinlab']}; commit `{commits}`.\n"
+        f"\nThe network is `{first['network']}`{share} (recipe `{first['recipe_digest']}`).{reached} Minutes "
+        f"are those of one training on B; {hardware}; torch {first['torch']}, tinlab {first['tinlab']}; "
+        f"commit `{commits}`.\n"
     )
     if TRANSFER in drawn:
         parts.append(f"\n![{drawn[TRANSFER].words}]({drawn[TRANSFER].place})\n")

@@ -126,12 +126,12 @@ class Shown:
 
 def shown(remark: Remark, lines: Sequence[Line], measures: Mapping[str, Sequence[Line]]) -> Shown | None:
     """The remark with its numbers, or None where something is not measured or `when` does not hold."""
-    share = 1.0
-    if measured := _measured(remark):
-        common = set.intersection(*(subject.shares(lines) for subject in measured))
-        if not common or remark.full not in (None, 1.0 in common):
-            return None
-        share = max(common)
+    lengths = [subject.shares(lines, measures) for subject in _measured(remark)]
+    known = [shares for shares in lengths if shares is not None]
+    common = set.intersection(*known) if known else {1.0}
+    if not common or remark.full not in (None, 1.0 in common):
+        return None
+    share = max(common)
     numbers = _Numbers(remark, lines, measures, share)
     try:
         if not numbers.value(remark.when):
@@ -152,21 +152,22 @@ def paragraph(remarks: Sequence[Shown]) -> str:
     return " ".join(parts)
 
 
-def missing(remark: Remark, lines: Sequence[Line]) -> list[str]:
-    """The rows that a remark has numbers of, its own first, whose recipes were not all measured."""
-    found = [remark.row] if not _subject(remark.row, {}).shares(lines) else []
-    for subject in _measured(remark):
+def missing(remark: Remark, lines: Sequence[Line], measures: Mapping[str, Sequence[Line]]) -> list[str]:
+    """The rows that a remark has numbers of, its own first, which were not measured, or not all of whose
+    recipes were."""
+    found = []
+    for subject in (_subject(remark.row, {}), *_measured(remark)):
         row = subject.row or next(
             (one for one in every_row() if subject.recipes[0].name in {r.name for r in one.recipes}), None
         )
-        if row is not None and row.id not in found and not subject.shares(lines):
+        if row is not None and row.id not in found and subject.shares(lines, measures) == set():
             found.append(row.id)
     return found
 
 
 def _measured(remark: Remark) -> list[_Subject]:
-    """What a remark needs the runs of: all that it names for more than what the paper reports."""
-    return [subject for subject, name in _named(remark) if subject.recipes and name not in PAPER_FIELDS]
+    """What a remark has numbers of: all that it names for more than what the paper reports."""
+    return [subject for subject, name in _named(remark) if name not in PAPER_FIELDS]
 
 
 @dataclass(frozen=True)
@@ -204,10 +205,17 @@ class _Subject:
             raise TinlabError(f"the paper reports no {name.removeprefix('paper_')} of {self.name}")
         return value
 
-    def shares(self, lines: Sequence[Line]) -> set[float]:
-        """The shares of their length at which all of its recipes were measured."""
-        shares = ({found.share for found in found_of(recipe, lines)} for recipe in self.recipes)
-        return set.intersection(*shares) if self.recipes else set()
+    def shares(self, lines: Sequence[Line], measures: Mapping[str, Sequence[Line]]) -> set[float] | None:
+        """The shares of their length at which all of its recipes were measured, or the runs that its command
+        looked at; None for a measured command that looks at no run, which has no length."""
+        if self.recipes:
+            every = ({found.share for found in found_of(recipe, lines)} for recipe in self.recipes)
+            return set.intersection(*every)
+        assert self.row is not None
+        own = measures.get(self.row.id, ())
+        if own and not any(line["of"] for line in own):
+            return None
+        return {float(line["share"]) for line in own}
 
 
 def _subject(name: str, names: Mapping[str, str]) -> _Subject:

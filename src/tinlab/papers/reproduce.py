@@ -203,7 +203,8 @@ def finished_run(needed: Row, how: How, pack_digest: str) -> Run:
     recipe = how.recipe(recipes.find(needed.recipe))
     run = find_run(how.out, recipe, _seeds(needed, how)[0], pack_digest)
     if run is None or run.result is None:
-        words = ["tinlab", "reproduce", needed.id, "--out", str(how.out)]
+        words = ["tinlab", "reproduce", needed.id, "--data", str(how.settings.pack), "--out", str(how.out)]
+        words += ["--seeds", ",".join(map(str, how.seeds)) + ","] if how.seeds is not None else []
         words += ["--budget", f"{how.fraction:g}"] if how.fraction != 1 else []
         words += [word for change in how.changes for word in ("--set", change)]
         raise TinlabError(

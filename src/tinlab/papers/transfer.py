@@ -23,7 +23,16 @@ from tinlab.files import only_one, read_text, write_json
 from tinlab.papers.length import expected_minutes, images_per_second
 from tinlab.recipe import Recipe, Schedule, Stage
 from tinlab.recipes import shortened
-from tinlab.results import COLUMNS, are_columns, check_numbers, images_of, row_of, same_images, write_table
+from tinlab.results import (
+    COLUMNS,
+    TINY_IMAGENET,
+    are_columns,
+    check_numbers,
+    images_of,
+    row_of,
+    same_images,
+    write_table,
+)
 from tinlab.runs import Run
 from tinlab.study.comparison import Spread, spread
 from tinlab.study.trial import find_run, training_alone
@@ -227,6 +236,9 @@ TABLE_COLUMNS = ("network", "share", "images_per_class", "start", *COLUMNS)
 """transfer.csv: the recipe whose network and rate it is and the share of its length, then what results.csv
 has of a run; the digest is the network's recipe's, since that of the training names a folder."""
 KEY = ("network", "recipe_digest", "share", "images_per_class", "start", "seed")
+"""What a row is of, besides its images."""
+HALF = TINY_IMAGENET | {"classes": "100"}
+"""Half of Tiny ImageNet's classes, packed as usual: the images whose rows are shown."""
 
 
 def transfer_file(results: Path) -> Path:
@@ -261,14 +273,14 @@ def recorded_transfer(
         (int(row["images_per_class"]), row["start"], int(float(row["seed"]))): float(row["top1_percent"])
         for row in read_transfer(path)
         if row["recipe_digest"] == recipe.digest
-        and float(row["share"]) == fraction
+        and float(row["share"]) == float(f"{fraction:g}")  # as it is written
         and any(same_images(row, images) for images in halves)
     }
 
 
 def record_transfer(one: Trained, path: Path) -> bool:
-    """Put a finished training into `path`, in place of an older one of the same kind and seed; whether that
-    changed anything. Raises TinlabError as `tinlab.results.record` does."""
+    """Put a finished training into `path`, in place of an older one of the same kind, seed and images;
+    whether that changed anything. Raises TinlabError as `tinlab.results.record` does."""
     row: dict[str, Any] = {
         **row_of(one.run.path),
         "network": one.recipe.name,
@@ -283,7 +295,9 @@ def record_transfer(one: Trained, path: Path) -> bool:
         rows = read_transfer(path)
         if row in rows:
             return False
-        kept = [old for old in rows if any(old[name] != row[name] for name in KEY)]
+        kept = [
+            old for old in rows if not same_images(old, row) or any(old[name] != row[name] for name in KEY)
+        ]
         write_table(path, TABLE_COLUMNS, [*kept, row])
     return True
 
@@ -293,7 +307,9 @@ Row = Mapping[str, str]
 
 
 def of_one_network(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the network that was measured last, at its largest share: what a page shows."""
+    """The rows of the network that was measured last on Tiny ImageNet's halves, at its largest share: what a
+    page shows."""
+    rows = [row for row in rows if same_images(row, HALF)]
     if not rows:
         return []
     newest = max(rows, key=lambda row: row["finished_at"])

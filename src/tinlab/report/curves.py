@@ -75,8 +75,7 @@ def charts_together(records: Sequence[tuple[str, RunRecord]], *, minutes: bool) 
     curves = []
     for place, (name, record) in enumerate(records):
         colour = f"several c{place % COLOURS} d{(place + place // COLOURS) % DASHES}"
-        split = "val" if any(point.split == "val" for point in record.held_out) else None
-        held = tuple(point for point in record.held_out if split is None or point.split == split)
+        held = tuple(point for point in record.held_out if point.split == record.most_measured)
         if held:
             curves.append(Curve(name, f"{colour} train", record.train, named=False))
         curves.append(Curve(name, colour if held else f"{colour} train", held or record.train))

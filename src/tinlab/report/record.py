@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,13 @@ class RunRecord:
         """What environment.json says of the pack; empty where it says nothing."""
         found = self.environment.get("pack")
         return found if isinstance(found, dict) else {}
+
+    @property
+    def most_measured(self) -> str:
+        """The held-out split that was measured most often, `val` where several were: a network that is not
+        trained on `tune` is measured on that along the way, and on `val` once."""
+        counts = Counter(point.split for point in self.held_out)
+        return max(counts, key=lambda split: (counts[split], split == "val"), default="val")
 
 
 def read_run(run: Path) -> RunRecord:

@@ -108,7 +108,9 @@ def gap_sentence(record: RunRecord) -> str:
         f"right, as it {saw}, and after it {last.top1_percent:.1f}% of the {words}: "
         f"training runs {abs(gap):.1f} points {side} held-out accuracy."
     )
-    measured = [p for p in record.held_out if p.split == last.split and math.isfinite(p.loss)]
+    # The last one may be of val, measured once, after tune was measured all along.
+    watched = record.most_measured
+    measured = [p for p in record.held_out if p.split == watched and math.isfinite(p.loss)]
     if len(measured) < 3:
         return text
     best = min(measured, key=lambda point: point.loss)

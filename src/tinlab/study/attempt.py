@@ -193,6 +193,8 @@ class Attempt:
 
     def poll(self) -> Row | None:
         """The row of the trial once its process has ended; None while it runs."""
+        if self._process.returncode is not None:
+            return self.row
         pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
         if pid == 0:
             return None
