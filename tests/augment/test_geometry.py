@@ -234,3 +234,16 @@ def test_a_smaller_size_is_antialiased_under_any_matrix():
     found = apply((ops.Rotate(degrees=both(0.0)),), stripes, 32)
     # A triangle of the new pixel's width mixes a stripe and its two neighbours to nearly even grey.
     assert (found - 127.5).abs()[:, :, :, 1:-1].max() < 20
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_a_crop_stays_sharp_at_a_smaller_size_beside_an_operation_that_turns(size):
+    """It is cut out of the stored pixels, and not out of an image that was made smaller before."""
+    # Of the detail that photographs have: what is finer than two pixels is lost to any interpolation.
+    coarse = images(16, 32, 32).permute(0, 3, 1, 2).float()
+    smooth = F.interpolate(coarse, scale_factor=2, mode="bilinear").round().byte().permute(0, 2, 3, 1)
+    crop = ops.RandomResizedCrop(area=both(0.35))
+    alone, beside = (apply(o, smooth, size) for o in ((crop,), (crop, ops.Rotate(degrees=both(0.0)))))
+    detail = [(x[..., 1:] - x[..., :-1]).abs().mean() for x in (alone, beside)]
+    assert detail[1] > 0.8 * detail[0]
+    assert (alone - beside).abs().mean() < 0.1 * alone.std()

@@ -18,7 +18,7 @@ def batch_of(count, side=16, epoch=0):
     return Batch(images(count, side, side), torch.arange(count) % 7, samples, torch.full_like(samples, epoch))
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 4.0, 12.0, 32.0, 150.0, 1000.0])
 def test_weights_are_beta_distributed(alpha):
     u = torch.rand(50_000, generator=torch.Generator().manual_seed(1))
     weights = mix.beta(u, mix.beta_table(alpha), alpha).double().numpy()

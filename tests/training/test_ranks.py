@@ -23,6 +23,7 @@ from tinlab.files import write_json
 from tinlab.ranks import Ranks, SyncedBatchNorm, synchronise_batch_norm
 from tinlab.recipe import changed
 from tinlab.training import checkpoint, loop
+from tinlab.training.fitting import ranks_fit
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,18 @@ def test_batches_that_do_not_come_out_even_are_refused():
     assert Ranks(1, 2).shard(16, 2).tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
     with pytest.raises(TinlabError, match=r"schedule\.batch_size: 100 images cannot be shared .* 3 ranks"):
         Ranks(0, 3).shard(100)
+
+
+def test_a_penalty_on_what_a_step_may_leave_out_is_refused_on_several_ranks(tiny_recipe, shapes_pack):
+    dropping = "model.final_survival=0.5"
+    on_blocks = 'loss.penalties=[{"layers": "layer4*", "l2": 1e-4}]'
+    on_classifier = 'loss.penalties=[{"layers": "fc", "l2": 1e-4}]'
+    both = changed(tiny_recipe, [dropping, on_blocks])
+    with pytest.raises(TinlabError, match="weights of blocks that stochastic depth drops"):
+        ranks_fit(both, shapes_pack, Ranks(0, 2))
+    ranks_fit(both, shapes_pack, Ranks(0, 1))
+    for changes in ([on_blocks], [dropping, on_classifier]):
+        ranks_fit(changed(tiny_recipe, changes), shapes_pack, Ranks(0, 2))
 
 
 def test_a_process_by_itself_is_the_only_rank(monkeypatch):

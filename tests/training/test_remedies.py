@@ -12,6 +12,7 @@ from tinlab import models
 from tinlab.errors import TinlabError
 from tinlab.recipe import changed
 from tinlab.training import checkpoint, loop
+from tinlab.training.fitting import recipe_fits
 
 EVERYTHING = [
     "model.final_survival=0.5",
@@ -171,6 +172,16 @@ def test_a_run_starts_from_a_runs_average(tiny_recipe, shapes_pack, tmp_path):
         ("model.init=hee", "there is no 'hee'; there are: he, xavier"),
         ("model.final_survival=0", "greater than 0"),
         ('model.fresh_layers=["fc"]', "fresh_layers goes with weights"),
+        ("schedule.factor=0.5", "factor goes with shape step or plateau"),
+        ('hard_classes={"augment": "shcherbina_fixed"}', "fixed_copies are drawn before"),
+        (
+            'stages=[{"name": "a"}, {"name": "b", "prune": {"kind": "channels", "share": 0.95}}]',
+            "equal to 0.9",
+        ),
+        (
+            'stages=[{"name": "a", "prune": {"kind": "magnitude", "share": 0.5, "keep": ["*"]}}]',
+            "no convolution or fully connected layer is left to prune",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_sentence_and_leaves_no_run(
@@ -180,6 +191,26 @@ def test_what_does_not_fit_is_one_sentence_and_leaves_no_run(
         loop.train(changed(tiny_recipe, [change]), shapes_pack, tmp_path / "runs", device="cpu")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_cannot_be_done_later_is_told_before_anything_is_trained(tiny_recipe, shapes_pack, tmp_path):
+    cut = '[{"name": "a"}, {"name": "b", "prune": {"kind": "channels", "share": 0.5}}]'
+    cycle = (
+        *("schedule.shape=one_cycle", "schedule.low_momentum=0.85"),
+        *("schedule.warmup_fraction=0", "optimizer.nesterov=false"),
+    )
+    for changes, message in (
+        (
+            ("model.name=trinext_small", "model.stem=null", "model.width=null", f"stages={cut}"),
+            "cannot be pruned",
+        ),
+        ((*cycle, "optimizer.name=timm:adafactor"), "adafactor has neither a momentum nor a beta 1"),
+    ):
+        with pytest.raises(TinlabError, match=message):
+            loop.train(changed(tiny_recipe, list(changes)), shapes_pack, tmp_path / "runs", device="cpu")
+    assert not (tmp_path / "runs").exists()
+    for name in ("sgd", "adamw", "muon", "timm:adan"):
+        recipe_fits(changed(tiny_recipe, [*cycle, f"optimizer.name={name}"]), shapes_pack)
 
 
 def test_other_peoples_networks_train(tiny_recipe, shapes_pack, tmp_path):

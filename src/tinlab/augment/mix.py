@@ -26,12 +26,14 @@ def partners(batch: int, device: torch.device) -> Tensor:
 def beta_table(alpha: float) -> Tensor:
     """For `beta`: the lower half of the quantiles of Beta(alpha, alpha), float32 (points,).
 
-    Below 1/2 the distribution function is proportional to the integral of (1 - s^(1 / alpha))^(alpha - 1)
-    over s from 0 to x^alpha, which has no peak at 0 whatever alpha is; what is kept is s, which rises almost
-    evenly.
+    What is kept is s = x^p with p = alpha, or 1 where alpha is above 1. Below 1/2 the distribution function
+    is proportional to the integral of (1 - x)^(alpha - 1) over s for p = alpha, which has no peak at 0
+    however small alpha is, and of (x (1 - x))^(alpha - 1) for p = 1.
     """
-    s = np.linspace(0, 0.5**alpha, 1 << 16)
-    height = (1 - s ** (1 / alpha)) ** (alpha - 1)
+    power = min(alpha, 1.0)
+    s = np.linspace(0, 0.5**power, 1 << 16)
+    x = s ** (1 / power)
+    height = (1 - x if alpha <= 1 else 4 * x * (1 - x)) ** (alpha - 1)
     area = np.concatenate([[0], np.cumsum(height[1:] + height[:-1])])
     return torch.from_numpy(np.interp(np.linspace(0, area[-1], _POINTS), area, s).astype(np.float32))
 
@@ -42,7 +44,7 @@ def beta(u: Tensor, table: Tensor, alpha: float) -> Tensor:
     before = place.floor().clamp_(max=len(table) - 2)
     index = before.to(torch.int64)
     s = torch.lerp(table[index], table[index + 1], place - before)
-    low = s ** (1 / alpha)
+    low = s ** (1 / min(alpha, 1.0))
     return torch.where(u < 0.5, low, 1 - low)
 
 

@@ -60,6 +60,11 @@ class Policy:
         colour_fill = not isinstance(self._resampling.fill, str)
         self._aligned = geometry.is_aligned(simple) and not (self._outside and colour_fill)
         self._shrinks = any(isinstance(o, ops.Scale) and o.factor[0] < 1 for o in simple)
+        # What is magnified needs the stored pixels, whatever the training size is.
+        self._magnifies = any(
+            isinstance(o, ops.RandomResizedCrop) or (isinstance(o, ops.Scale) and o.factor[1] > 1)
+            for o in simple
+        )
         self._bends = any(isinstance(o, ops.Perspective) for o in simple)
         self._needs_mean = colour.needs_mean(simple)
         self._bicubic = self._resampling.interpolation == "bicubic"
@@ -173,16 +178,17 @@ class Policy:
                 interpolation=how.interpolation,
             )
             return x.permute(0, 3, 1, 2)
-        if size < min(height, width):
+        smaller = size < min(height, width)
+        if smaller and not self._magnifies:
             images, matrix = _shrunk(images, matrix, size)
         for mirrored, column in ((across, 0), (down, 1)):
             if mirrored is not None:
                 matrix[:, :, column] *= torch.where(mirrored, -1.0, 1.0)[:, None]
         fill = how.fill if self._outside else "edge"
         planes = images.permute(0, 3, 1, 2).contiguous()
-        return geometry.warp(
-            planes, matrix, size, fill=fill, interpolation=how.interpolation, bends=self._bends
-        )
+        at = max(height, width) if smaller and self._magnifies else size
+        x = geometry.warp(planes, matrix, at, fill=fill, interpolation=how.interpolation, bends=self._bends)
+        return x if at == size else _resized(x.permute(0, 2, 3, 1).contiguous(), size).permute(0, 3, 1, 2)
 
     def _filter(self, x: Tensor, change: Drawn, zoom: float) -> Tensor:
         if isinstance(change.operation, ops.Blur):
@@ -242,11 +248,16 @@ class Policy:
 
 def _shrunk(images: Tensor, matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The images at the training size, antialiased, and the matrices for them."""
+    height, width = images.shape[1:3]
+    zoom = geometry.constant((size / width, size / height, 1.0), matrix.device)
+    return _resized(images, size), zoom[:, None] * matrix / zoom
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Whole images, (B, H, W, 3), at the training size, antialiased: float32 (B, size, size, 3)."""
     batch, height, width = images.shape[:3]
     edges = [images.new_full((batch,), side, dtype=torch.float32) for side in (0, height, width)]
-    images = geometry.resample(images, (edges[0], edges[1]), (edges[0], edges[2]), size)
-    zoom = geometry.constant((size / width, size / height, 1.0), matrix.device)
-    return images, zoom[:, None] * matrix / zoom
+    return geometry.resample(images, (edges[0], edges[1]), (edges[0], edges[2]), size)
 
 
 def _look_up(images: Tensor, drawn: list[Drawn]) -> Tensor:

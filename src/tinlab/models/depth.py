@@ -112,6 +112,16 @@ def residual_blocks(model: nn.Module) -> int:
     return sum(isinstance(module, KINDS) for module in model.modules())
 
 
+def layers_left_out(model: nn.Module) -> list[nn.Module]:
+    """The layers of blocks that a training step may leave out whole: those with a `Survival` below 1."""
+    return [
+        layer
+        for block in model.modules()
+        if any(isinstance(child, Survival) and not child.certain for child in block.children())
+        for layer in block.modules()
+    ]
+
+
 def expected_blocks(model: nn.Module) -> float:
     """How many of `model`'s residual blocks run in a training step, on average.
 

@@ -35,6 +35,7 @@ from tinlab.recipe.model import (
 from tinlab.recipe.operations import (
     Cutmix,
     Cutout,
+    FixedCopies,
     Flip,
     Mixup,
     Operation,
@@ -118,6 +119,8 @@ class HardClasses(Knobs):
     def _mixes_nothing(self) -> Self:
         if any(isinstance(operation, Mixup) for operation in self.augment):
             raise ValueError("augment: mixing is done to whole batches; leave it to the recipe's own augment")
+        if any(isinstance(operation, FixedCopies) for operation in self.augment):
+            raise ValueError("augment: fixed_copies are drawn before any class is known to be hard")
         return self
 
 

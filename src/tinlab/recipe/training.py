@@ -150,6 +150,7 @@ class Schedule(Knobs):
             raise ValueError("warmup_fraction: exponential climbs by itself; set start_divisor instead")
         self._belong(("cosine", "linear", "plateau"), "final_fraction")
         self._belong(("plateau",), "patience", "least_improvement")
+        self._belong(("step", "plateau"), "factor")
         self._belong(("one_cycle", "exponential"), "start_divisor")
         self._belong(("one_cycle",), "rise_fraction", "end_divisor", "cycle_curve", "low_momentum")
         return self
@@ -182,8 +183,8 @@ class ChannelPruning(Knobs):
     """Remove the weakest channels, so that the network is smaller and faster (Fang et al. 2023, DepGraph)."""
 
     kind: Literal["channels"] = "channels"
-    share: Annotated[float, Field(ge=0, lt=1)]
-    """Of the channels that the network has at that point."""
+    share: Annotated[float, Field(ge=0, le=0.9)]
+    """Of the channels that the network has at that point; each layer keeps a tenth of its own."""
     scope: Literal["layer", "network"] = "layer"
     """`layer`: the same share of each layer's channels; `network`: the weakest of all layers together."""
     keep: tuple[str, ...] = ()

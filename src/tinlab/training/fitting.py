@@ -8,6 +8,7 @@ import torch
 from tinlab import models
 from tinlab.data.pack import Pack, triple
 from tinlab.errors import TinlabError
+from tinlab.models.depth import layers_left_out
 from tinlab.models.layers import named_layers
 from tinlab.models.weights import fresh_names
 from tinlab.ranks import Ranks, synchronise_batch_norm
@@ -51,6 +52,8 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
         sketch = models.sketch(phase.model, classes, image_size=size)
         Penalties(phase.loss.penalties, sketch)
         optimizer.check(phase.optimizer, sketch)
+        if phase.schedule.low_momentum is not None:
+            optimizer.check_momentum(phase.optimizer, sketch)
         statistics.check(phase.data, sketch)
         if recipe.stages:
             stage = recipe.stages[number]
@@ -59,6 +62,9 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
                 named_layers(sketch, pattern, field=f"stages.{number}.prune.keep")
             if isinstance(stage.prune, ChannelPruning):
                 pruning.import_torch_pruning()
+                pruning.check_layers(sketch)
+            elif stage.prune:
+                pruning.Masks.of(sketch, stage.prune.keep, field=f"stages.{number}.prune.keep")
             shapes = {name: parameter.shape for name, parameter in sketch.named_parameters()}
             if pruned is not None and shapes != pruned:
                 raise TinlabError(
@@ -82,7 +88,17 @@ def weights_fit(recipe: Recipe, pack: Pack) -> None:
     models.check_weights(recipe.beginning(0), len(pack.info.classes), image_size=network_size(recipe, pack))
 
 
-def ranks_fit(recipe: Recipe, ranks: Ranks) -> None:
-    """Raise TinlabError where the batches of a stage of `recipe` cannot be shared out among `ranks`."""
+def ranks_fit(recipe: Recipe, pack: Pack, ranks: Ranks) -> None:
+    """Raise TinlabError where a stage of `recipe` cannot be shared out among `ranks`: its batches, or a
+    penalty on weights that stochastic depth leaves out of a step, which torch's gradients do not wait for."""
     for phase in recipe.phases:
         ranks.shard(phase.schedule.batch_size, phase.schedule.accumulate)
+        if ranks.count == 1 or not phase.loss.penalties:
+            continue
+        sketch = models.sketch(phase.model, len(pack.info.classes), image_size=network_size(recipe, pack))
+        dropped = set(layers_left_out(sketch))
+        if any(layer in dropped for layer in Penalties(phase.loss.penalties, sketch).weighted):
+            raise TinlabError(
+                "loss.penalties: on several ranks, weights of blocks that stochastic depth drops cannot have "
+                "a penalty; name other layers, such as the classifier, or set optimizer.weight_decay"
+            )

@@ -79,7 +79,7 @@ def train(
     if first_here():
         pack.verify_once()
     with joined(resolve_device(device)) as (ranks, chosen):
-        ranks_fit(recipe, ranks)
+        ranks_fit(recipe, pack, ranks)
         path = ""
         if ranks.first:
             again = _begun(out, recipe, seed, pack) if restarted() else None
@@ -121,7 +121,7 @@ def resume(
     if run.result is None and first_here():
         pack.verify_once()
     with joined(resolve_device(device)) as (ranks, chosen):
-        ranks_fit(run.recipe, ranks)
+        ranks_fit(run.recipe, pack, ranks)
         how = How(checkpoint_seconds, ends_at, warm_up, watch, started)
         return _go(run, pack, chosen, ranks, how)
 

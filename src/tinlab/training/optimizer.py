@@ -117,6 +117,16 @@ def check(knobs: recipe.Optimizer, model: nn.Module) -> None:
                 )
 
 
+def check_momentum(knobs: recipe.Optimizer, model: nn.Module) -> None:
+    """Raise TinlabError where what `knobs` builds has no momentum or beta 1 that a schedule could cycle."""
+    groups = build(knobs, model).param_groups
+    if not all("momentum" in group or "betas" in group for group in groups):
+        raise TinlabError(
+            f"schedule.low_momentum: {knobs.name} has neither a momentum nor a beta 1 to cycle; take another "
+            "optimizer, or leave it out"
+        )
+
+
 def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
     """What Muon trains: the weights of convolutions and fully connected layers, but for the first of these
     layers, which reads the image, and the last, which names the classes.

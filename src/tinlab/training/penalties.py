@@ -55,6 +55,11 @@ class Penalties:
                 for name, layer in layers.items():
                     layer.register_forward_hook(self._watch(knob, f"{field}: '{name}'"))
 
+    @property
+    def weighted(self) -> list[nn.Module]:
+        """The layers whose weights have a penalty."""
+        return [layer for _, layers in self._on_weights for layer in layers]
+
     def _watch(
         self, knob: recipe.Penalty, called: str
     ) -> Callable[[nn.Module, tuple[Any, ...], object], None]:

@@ -220,7 +220,7 @@ def prune_channels(
         for place, pattern in enumerate(leave)
         for name in named_layers(model, pattern, field=f"{field}.{place}")
     ]
-    _check_layers(model)
+    check_layers(model)
     before = summarise_network(model, image_size, type(model).__name__)
     # In float64, so that it can be told whether what is cut is what was meant.
     cut = deepcopy(model).cpu().double().train(False).requires_grad_(True)
@@ -270,7 +270,8 @@ def _uncuttable(why: str) -> TinlabError:
     )
 
 
-def _check_layers(model: nn.Module) -> None:
+def check_layers(model: nn.Module) -> None:
+    """Raise TinlabError where `model` has parameters that no channels can be cut from."""
     for name, _ in model.named_parameters():
         layer = model.get_submodule(name.rpartition(".")[0])
         if not sizes_of(layer):
