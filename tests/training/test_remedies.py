@@ -173,6 +173,10 @@ def test_a_run_starts_from_a_runs_average(tiny_recipe, shapes_pack, tmp_path):
         ("model.final_survival=0", "greater than 0"),
         ('model.fresh_layers=["fc"]', "fresh_layers goes with weights"),
         ("schedule.factor=0.5", "factor goes with shape step or plateau"),
+        (
+            'stages=[{"name": "a", "changes": {"data.precise_bn_images": 9}}, {"name": "b"}]',
+            r"stages\.0: data\.precise_bn_images is for the end of a training",
+        ),
         ('hard_classes={"augment": "shcherbina_fixed"}', "fixed_copies are drawn before"),
         (
             'stages=[{"name": "a"}, {"name": "b", "prune": {"kind": "channels", "share": 0.95}}]',

@@ -57,6 +57,11 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
         statistics.check(phase.data, sketch)
         if recipe.stages:
             stage = recipe.stages[number]
+            if "data.precise_bn_images" in stage.changes and number < len(recipe.stages) - 1:
+                raise TinlabError(
+                    f"stages.{number}: data.precise_bn_images is for the end of a training; change it in the "
+                    "last stage, or in the recipe"
+                )
             fresh_names(sketch.state_dict(), stage.fresh, field=f"stages.{number}.fresh")
             for pattern in stage.prune.keep if stage.prune else ():
                 named_layers(sketch, pattern, field=f"stages.{number}.prune.keep")
