@@ -318,7 +318,7 @@ def check_intervals(case: Case) -> None:
         quantile(edge, at, 100 / images, tail)
     # Of a mean of anything: the resampled means have the mean and variance that theory gives them.
     drawn = rng.exponential(size=images)
-    means = intervals.resampled_means(drawn[:, None], draws=2000, seed=int(rng.integers(2**31)))[:, 0]
+    means = intervals.resampled_means(drawn, draws=2000, seed=int(rng.integers(2**31)))
     error = drawn.std() / math.sqrt(images)
     assert abs(means.mean() - drawn.mean()) <= 6 * error / math.sqrt(2000) + 1e-12
     if images > 5:
