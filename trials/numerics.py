@@ -436,7 +436,7 @@ def check_relations(case: Case) -> None:
     # Every image twice: the same rates, and intervals that shrink by the root of two.
     same(np.repeat(logits, 2, axis=0), np.repeat(labels, 2))
     twice = judge(np.repeat(logits, 2, axis=0), np.repeat(labels, 2))
-    one, two = (intervals.resampled_means(of.loss[:, None], draws=2000).var() for of in (judged, twice))
+    one, two = (intervals.resampled_means(of.loss, draws=2000).var() for of in (judged, twice))
     if images > 5 and judged.loss.std() > 1e-9 * (1 + judged.loss.max()):
         assert 0.4 < two / one < 0.63, (one, two)
     # Renamed classes; of equals the lower index goes first, so they must not be equal.
