@@ -26,6 +26,8 @@ def reported_percent(record: RunRecord, split: str) -> float | None:
 
 
 def against_paper(record: RunRecord, split: str, top1: float, metrics: Metrics | None) -> str:
+    """How far `top1`, in percent on `split`, is from the paper's, as the end of a clause; empty where the two
+    cannot be held against each other."""
     reported = reported_percent(record, split)
     if reported is None or not on_papers_images(record):
         return ""

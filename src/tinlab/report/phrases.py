@@ -12,10 +12,12 @@ SPLIT_WORDS = {
 
 
 def split_words(split: str) -> str:
+    """What the images of a split are."""
     return SPLIT_WORDS.get(split, f"images of {split}")
 
 
 def percent(value: float, digits: int = 2) -> str:
+    """`58.12%`."""
     return f"{value:.{digits}f}%"
 
 
@@ -46,8 +48,10 @@ def duration(seconds: float) -> str:
 
 
 def capital(text: str) -> str:
+    """With a capital at its beginning."""
     return text[:1].upper() + text[1:]
 
 
 def spaced(name: str) -> str:
+    """A name of code as words."""
     return name.replace("_", " ")
