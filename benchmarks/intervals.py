@@ -15,7 +15,7 @@ import measuring
 import numpy as np
 
 AT_ONCE = 200
-"""Resamples that scipy holds at once: with all 2,000 of 10,000 images it would take 160 MB and be slower."""
+"""Resamples that scipy holds at once; all 2,000 of 10,000 images would be 160 MB."""
 
 
 def main() -> None:

@@ -232,7 +232,8 @@ def shcherbina_vgg16() -> Recipe:
 
 
 def shcherbina_alexnet() -> Recipe:
-    """AlexNet in Keras, which did not fit into her memory: 1.4 billion weights, about 24 GB in training.
+    """AlexNet in Keras, which did not fit into her memory: 1.4 billion weights, and 19.8 GB at the peak of a
+    training on a CPU.
 
     First filters of 9x9 and 7x7, which she tried too, are the study shcherbina_alexnet_kernels.
     """
