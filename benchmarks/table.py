@@ -48,7 +48,7 @@ PARTS = {
     "augmentation": Part("augment.py", "--steps 10 --rounds 3", "--steps 1 --rounds 1", 240),
     "step": Part("step.py", "--steps 10 --rounds 3", "--steps 1 --rounds 1", 240, ""),
     "tuning": Part("tuning.py", "--steps 10 --rounds 3", "--steps 1 --rounds 1", 180, ""),
-    "convolutions": Part("convolutions.py", "--steps 4 --rounds 9", "--steps 1 --rounds 1", 480, ""),
+    "layers": Part("layers.py", "--steps 4 --rounds 9", "--steps 1 --rounds 1", 720, ""),
     "depth": Part("depth.py", "--steps 4 --rounds 3", "--steps 1 --rounds 1 --model resnet18", 180, ""),
     "loop": Part("loop.py", "--steps 15 --rounds 2", "--steps 1 --rounds 1", 300),
     "whole job": Part("job.py", "--steps 20 --rounds 2", "--steps 1 --rounds 1", 300),

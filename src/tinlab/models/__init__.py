@@ -14,6 +14,7 @@ from tinlab.errors import TinlabError
 from tinlab.models import resnet, shcherbina, standard, trinext, weights, yu, zoo
 from tinlab.models.convolutions import choose_ways
 from tinlab.models.dropconnect import add_dropconnect
+from tinlab.models.dropout import quicken
 from tinlab.models.fits import fits, outline, takes_single_images
 from tinlab.models.initialise import initialise
 from tinlab.models.network import Network
@@ -84,6 +85,7 @@ def build(knobs: recipe.Model, classes: int, *, image_size: int = 64) -> nn.Modu
     network = find(knobs.name, image_size)
     model = network.build(network.resolve(knobs), classes)
     choose_ways(model)
+    quicken(model)
     add_dropconnect(model, knobs.dropconnect)
     return model
 

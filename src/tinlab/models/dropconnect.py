@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from tinlab import recipe
 from tinlab.errors import TinlabError
+from tinlab.models.dropout import dropout
 from tinlab.models.layers import named_layers
 
 MASKED_WEIGHTS = 1 << 23
@@ -52,12 +53,12 @@ class DropConnectLinear(nn.Linear):
         images = x.shape[0]
         sharing = images_per_mask(images, self.weight.numel())
         masks = -(-images // sharing)
-        weight = F.dropout(self.weight.expand(masks, -1, -1), self.rate)  # (masks, outputs, inputs)
+        weight = dropout(self.weight.expand(masks, -1, -1), self.rate)  # (masks, outputs, inputs)
         rows = F.pad(x.flatten(1), (0, 0, 0, masks * sharing - images))
         rows = rows.view(masks, -1, self.in_features)  # (masks, sharing x …, inputs)
         y = torch.bmm(rows, weight.mT)  # (masks, sharing x …, outputs)
         if self.bias is not None:
-            y = y + F.dropout(self.bias.expand(masks, 1, -1), self.rate).to(y.dtype)
+            y = y + dropout(self.bias.expand(masks, 1, -1), self.rate).to(y.dtype)
         return y.reshape(masks * sharing, *x.shape[1:-1], self.out_features)[:images]
 
     def extra_repr(self) -> str:
