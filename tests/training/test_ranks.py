@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import psutil
 import pytest
@@ -48,7 +49,29 @@ def recipe(tiny_recipe):
     )
 
 
-def launch(recipe, pack, out, *words, ranks=2, restarts=0, log=None):
+MASKS = """
+import os, sys
+from pathlib import Path
+from tinlab.cli import main
+from tinlab.models import dropout
+
+drawn, noise = [], dropout._noise
+
+def noted(x, rate):
+    drawn.append(noise(x, rate))
+    return drawn[-1]
+
+dropout._noise = noted
+try:
+    main()
+finally:
+    import torch
+    torch.save(drawn, Path(sys.argv[0]).parent / f"masks{os.environ['RANK']}.pt")
+"""
+"""`tinlab` that keeps the masks of its dropout, each rank in a file of its own."""
+
+
+def launch(recipe, pack, out, *words, ranks=2, restarts=0, program=("-m", "tinlab")):
     """torchrun with `tinlab train`, in a session of its own."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "recipe.json"
@@ -56,7 +79,7 @@ def launch(recipe, pack, out, *words, ranks=2, restarts=0, log=None):
     how = ["--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     return subprocess.Popen(
         [
-            sys.executable, "-m", "torch.distributed.run", *how, "-m", "tinlab", "train",
+            sys.executable, "-m", "torch.distributed.run", *how, *program, "train",
             *(words or (str(file), "--out", str(out / "runs"), "--data", str(pack.path), "--seed", "4")),
             "--device", "cpu", "--checkpoint-seconds", "0", "--json",
         ],
@@ -160,6 +183,24 @@ def test_a_signal_stops_all_ranks_after_the_same_step(recipe, shapes_pack, tmp_p
     assert printed.count("stopped by SIGTERM after step") == 1, printed
     state = json.loads((checkpoint.latest(run.path) / "state.json").read_text())
     assert f"after step {state['step']} of 2000" in printed
+
+
+@pytest.mark.parametrize("blocks_are_dropped", [False, True])
+def test_ranks_on_cpus_have_masks_of_their_own_unless_blocks_are_dropped(
+    tiny_recipe, shapes_pack, tmp_path, blocks_are_dropped
+):
+    dropping = ["model.dropout=0.5", f"model.final_survival={0.5 if blocks_are_dropped else 1}"]
+    program = tmp_path / "noting.py"
+    program.write_text(MASKS)
+    started = launch(
+        changed(tiny_recipe, [*dropping, "schedule.steps=3"]), shapes_pack, tmp_path, program=[str(program)]
+    )
+    printed = finish(started)
+    assert started.returncode == 0, printed
+    first, second = (torch.load(tmp_path / f"masks{rank}.pt") for rank in range(2))
+    assert len(first) == len(second) == 3
+    assert not any(torch.equal(*pair) for pair in pairwise(first))
+    assert [torch.equal(*pair) for pair in zip(first, second, strict=True)] == 3 * [blocks_are_dropped]
 
 
 def test_batches_that_do_not_come_out_even_are_refused():
