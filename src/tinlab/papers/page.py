@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinlab import recipes
 from tinlab.papers.found import Found, Line, found_of, of_the_rest, words
+from tinlab.papers.glance import at_a_glance
 from tinlab.papers.length import row_minutes, shown_minutes
 from tinlab.papers.measures import PICTURE, measures_file, read_measures
 from tinlab.papers.pictures import TRANSFER, Picture, pictures
@@ -62,7 +63,7 @@ def results_page(results: Path) -> str:
     drawn = pictures(results)
     every = read_remarks(remarks_file(results))
     remarks = [(remark, text) for remark in every if (text := shown(remark, lines, measures)) is not None]
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION, at_a_glance(lines, measures)]
     told: set[str] = set()
     leaking: list[str] = []
     leaking_rows: list[Row] = []
