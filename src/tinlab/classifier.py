@@ -23,10 +23,14 @@ __all__ = ["Classifier", "Guess", "Image", "load"]
 
 
 class Classifier:
-    """`predict(images)` gives the likeliest classes of each image. Made by `tinlab.load(run)`."""
+    """`predict(images)` gives the likeliest classes of each image. Made by `tinlab.load(run)`.
 
-    def __init__(self, run: Run, model: nn.Module, device: torch.device) -> None:
+    `step` is that of the checkpoint.
+    """
+
+    def __init__(self, run: Run, model: nn.Module, device: torch.device, step: int) -> None:
         self.run = run
+        self.step = step
         self.model = model
         self.device = device
         self.classes = run.classes
@@ -96,4 +100,4 @@ def _at(opened: Run, last: Path, chosen: torch.device) -> Classifier:
     model = place(model, compute, chosen)
     averaged = recipe.optimizer.ema_decay is not None
     checkpoint.load_measured(last, model, chosen, averaged)
-    return Classifier(opened, model.eval(), chosen)
+    return Classifier(opened, model.eval(), chosen, checkpoint.step_of(last))

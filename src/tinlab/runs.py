@@ -25,6 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from tinlab.data.pack import LARGEST_SIZE, ClassInfo, Pack, triple
 from tinlab.data.scratch import remove_leftovers, scratch_folder
 from tinlab.errors import TinlabError
@@ -97,7 +99,9 @@ class Run:
     log_every: int | None = None
     """Steps between two points of the training curve; None: by the length of a pass over the data."""
     weights_trained_on: tuple[TrainedOn, ...] | None = None
-    """What the weights that it began with had been trained on, by runs of tinlab; None: not recorded."""
+    """What the weights that it began with had been trained on, by runs of tinlab; None: not known."""
+    weights_path: str | None = None
+    """Where the weights that it began with lay, absolute; None: drawn, ImageNet's, or not recorded."""
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -144,6 +148,7 @@ def create(
         "final_split": final_split,
         "log_every": log_every,
         "weights_trained_on": None if before is None else [asdict(one) for one in before],
+        "weights_path": _weights_path(recipe),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -202,6 +207,7 @@ def open_run(path: str | Path) -> Run:
             final_split=str(about.get("final_split", "val")),
             log_every=None if (every := about.get("log_every")) is None else int(every),
             weights_trained_on=_recorded(about.get("weights_trained_on")),
+            weights_path=None if (place := about.get("weights_path")) is None else str(place),
         )
     except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"run.json or classes.json lacks {error}" if isinstance(error, KeyError) else error
@@ -227,11 +233,10 @@ def seen(run: Run, split: str, pack: Pack | None = None) -> tuple[Seen, ...]:
     """How the network came to be trained on images of `split` of `pack`, by default the run's own: in this
     run, and in those that its weights are from. Empty where it was not.
 
-    Images of two packs of one source are the same where they have the same name in it; those of two sources
-    are taken for different ones.
+    Images of two packs of one source are the same where they have the same name in it; those of two sources,
+    of which one may be a later state of the other, where their pixels are the same as well.
     """
     digest = pack.digest if pack else run.pack_digest
-    content = pack.info.source.get("content_digest") if pack else _content_of(run)
     before = run.weights_trained_on
     if before is None:  # an older run
         before = _weights_of(run.recipe)
@@ -239,8 +244,6 @@ def seen(run: Run, split: str, pack: Pack | None = None) -> tuple[Seen, ...]:
     for place, trained in enumerate((_trained_on(run), *(before or ()))):
         if trained.pack_digest == digest:
             how = Seen("split", place > 0) if set(trained.splits) & set(split.split("+")) else None
-        elif content and trained.content_digest and content != trained.content_digest:
-            how = None
         else:
             how = _seen_in_another_pack(trained, split, pack or run, before=place > 0)
         if how is not None and how not in found:
@@ -265,22 +268,31 @@ def another_source(run: Run, pack: Pack) -> bool:
 def _seen_in_another_pack(
     trained: TrainedOn, split: str, measured: Pack | Run, *, before: bool
 ) -> Seen | None:
-    """By the names that both packs have; unknown where one of them cannot be opened, or is no longer as it
-    was."""
+    """By the names that both packs have, and the pixels where they are of different sources. Where one of
+    them cannot be opened, or is no longer as it was: unknown, or none where the sources differ."""
+    if isinstance(measured, Pack):
+        content = measured.info.source.get("content_digest")
+    else:
+        content = _content_of(measured)
+    differ = bool(content and trained.content_digest and content != trained.content_digest)
+    unknown = None if differ else Seen("unknown", before)
     try:
         other = Pack.open(trained.pack)
         pack = measured if isinstance(measured, Pack) else pack_of(measured)
         sources = [one.info.source.get("content_digest") for one in (pack, other)]
         if other.digest != trained.pack_digest or None in sources:
-            return Seen("unknown", before)
-        if sources[0] != sources[1]:
-            return None
-        shown = {name for part in trained.splits for name in other.split(part).names}
-        names = pack.split(split).names
+            return unknown
+        parts = [other.split(part) for part in trained.splits]
+        own = pack.split(split)
     except TinlabError:
-        return Seen("unknown", before)
-    images = sum(name in shown for name in names)
-    return Seen("pack", before, images, len(names)) if images else None
+        return unknown
+    shown = {name: (part, row) for part in parts for row, name in enumerate(part.names)}
+    pairs = [(row, shown[name]) for row, name in enumerate(own.names) if name in shown]
+    if sources[0] != sources[1]:
+        pairs = [
+            (row, (part, at)) for row, (part, at) in pairs if np.array_equal(own.images[row], part.images[at])
+        ]
+    return Seen("pack", before, len(pairs), len(own)) if pairs else None
 
 
 def _trained_on(run: Run) -> TrainedOn:
@@ -296,8 +308,8 @@ def _content_of(run: Run) -> str | None:
 
 def _weights_of(recipe: Recipe) -> tuple[TrainedOn, ...] | None:
     """What the weights that `recipe` begins with were trained on, by the run that they are from and those
-    that its own are from; nothing where they are from no run. None where that cannot be told: what the recipe
-    names is gone, or a run on the way is damaged."""
+    that its own are from; nothing where they are drawn, or ImageNet's. None where that cannot be told: what
+    the recipe names is gone or lies in no run's folder, or a run on the way is damaged."""
     weights = recipe.beginning(0).weights
     if weights is None or weights == "imagenet":
         return ()
@@ -309,7 +321,7 @@ def _weights_of(recipe: Recipe) -> tuple[TrainedOn, ...] | None:
         folders = (path, *path.parents, real, *real.parents)
         origin = next((folder for folder in folders if is_file(folder / "run.json")), None)
         if origin is None:
-            return ()
+            return None
         run = open_run(origin)
     except (TinlabError, OSError, ValueError, RuntimeError):
         return None
@@ -317,6 +329,13 @@ def _weights_of(recipe: Recipe) -> tuple[TrainedOn, ...] | None:
     if before is None:
         before = _weights_of(run.recipe)
     return None if before is None else tuple(dict.fromkeys((_trained_on(run), *before)))
+
+
+def _weights_path(recipe: Recipe) -> str | None:
+    weights = recipe.beginning(0).weights
+    if weights is None or weights == "imagenet":
+        return None
+    return str(Path(weights).expanduser().absolute())
 
 
 def _recorded(value: Any) -> tuple[TrainedOn, ...] | None:

@@ -92,3 +92,21 @@ def test_a_batch_that_fits_is_written_into_the_run(tinlab, tmp_path):
     recipe = json.loads((run / "recipe.json").read_text())
     assert recipe["schedule"]["batch_size"] == 104
     assert recipe["optimizer"]["peak_lr"] == pytest.approx(0.05 * 104 / 16)
+
+
+@pytest.mark.parametrize("command", ["overfit", "lr-find"])
+def test_a_folder_in_the_charts_place_is_refused_before_the_work(tinlab, tmp_path, command):
+    (tmp_path / "out").mkdir()
+    done = tinlab(command, "--steps", "1000000")
+    assert "is a folder; name a file, such as" in str(done.exception)
+    assert done.stdout == ""
+
+
+def test_a_chart_that_cannot_be_written_takes_nothing_away(tinlab, monkeypatch):
+    def refuse(chart, out, words):
+        raise TinlabError(f"{out} cannot be written")
+
+    monkeypatch.setattr("tinlab.drawing.save_png", refuse)
+    done = tinlab("overfit", "--images", "8", "--steps", "4", "--set", "optimizer.peak_lr=1e-9")
+    assert "FAIL" in done.stdout
+    assert "cannot be written" in str(done.exception)

@@ -11,6 +11,7 @@ import torch
 import xxhash
 from torch import nn
 
+from tinlab.checks import diagnosis
 from tinlab.checks.charts import overfit_chart
 from tinlab.checks.diagnosis import Activation, Evidence, Layer, Look, _one_pass, best_possible, diagnose
 from tinlab.checks.overfit import left_on, overfit, without_regularisation
@@ -251,3 +252,17 @@ def test_the_chart_says_the_verdict(passed, tmp_path):
     save_png(overfit_chart(passed), tmp_path / "chart.png", passed.summary())
     with PIL.Image.open(tmp_path / "chart.png") as picture:
         assert picture.text["Description"].startswith("PASS: small gets 12 of 12")
+
+
+def test_gradients_are_looked_at_at_the_size_that_was_trained_on(recipe, shapes_pack, monkeypatch):
+    sizes = []
+    one_pass = diagnosis._one_pass
+
+    def noted(model, inputs, *rest):
+        sizes.append(tuple(inputs.shape[2:]))
+        return one_pass(model, inputs, *rest)
+
+    monkeypatch.setattr(diagnosis, "_one_pass", noted)
+    smaller = changed(recipe, ["data.image_sizes=[24]", "data.measured_size=24", "optimizer.peak_lr=1e-9"])
+    overfit(smaller, shapes_pack, images=8, steps=2, device="cpu")
+    assert sizes == [(24, 24)]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -462,3 +463,101 @@ def test_bad_input_is_one_sentence(words, expected, runs, monkeypatch, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith("tinlab: ")
     assert expected in said
+
+
+def _moves_on(run, monkeypatch, after):
+    """As if a training that goes on saved a newer checkpoint once `after` predictions were made."""
+    made = []
+    real = evaluating.saved.predict_split
+
+    def predict_split(*args, **more):
+        found = real(*args, **more)
+        made.append(found)
+        if len(made) == after:
+            shutil.copytree(run / "checkpoints" / "step-00000030", run / "checkpoints" / "step-00000031")
+        return found
+
+    monkeypatch.setattr("tinlab.evaluating.saved.predict_split", predict_split)
+
+
+def _forget(*runs):
+    for run in runs:
+        shutil.rmtree(run / "predictions", ignore_errors=True)
+
+
+def test_what_is_measured_together_is_of_one_step(runs, monkeypatch):
+    first = runs["first"]
+    _forget(first)
+    _moves_on(first, monkeypatch, 1)
+    with pytest.raises(TinlabError, match="went on meanwhile, from step 30 to 31"):
+        evaluate(first, tta=True, device="cpu")
+    monkeypatch.undo()
+    assert evaluate(first, tta=True, device="cpu").step == 31  # given again, it is
+    assert {p.about["step"] for p in (saved_predictions(first), saved_predictions(first, tta="flip"))} == {
+        "31"
+    }
+
+
+def test_corruptions_are_measured_beside_the_same_steps_predictions(runs, monkeypatch):
+    _forget(runs["first"])
+    _moves_on(runs["first"], monkeypatch, 1)
+    with pytest.raises(TinlabError, match="went on meanwhile"):
+        robustness(runs["first"], images=4, device="cpu")
+
+
+def test_members_are_fitted_on_the_step_that_they_are_measured_at(runs, monkeypatch):
+    pair = [runs["first"], runs["second"]]
+    _forget(*pair)
+    _moves_on(runs["first"], monkeypatch, 2)
+    with pytest.raises(TinlabError, match="went on meanwhile"):
+        compare_rules(pair, device="cpu")
+    monkeypatch.undo()
+    assert [member.step for member in compare_rules(pair, device="cpu").members] == [31, 30]
+
+
+def test_predictions_say_the_step_of_the_weights_that_made_them(runs, monkeypatch):
+    first = runs["first"]
+    _forget(first)
+    real = evaluating.saved.load
+
+    def load(path, device):
+        shutil.copytree(first / "checkpoints" / "step-00000030", first / "checkpoints" / "step-00000031")
+        return real(path, device)
+
+    monkeypatch.setattr("tinlab.evaluating.saved.load", load)
+    assert predictions_of(first, device="cpu").about["step"] == "31"
+
+
+def test_weights_that_were_copied_out_of_a_run_may_have_seen_anything(
+    runs, tiny_recipe, shapes_pack, tmp_path
+):
+    (weights,) = runs["both"].glob("checkpoints/*/model.safetensors")
+    copied = shutil.copy(weights, tmp_path / "weights.safetensors")
+    short = changed(tiny_recipe, ["schedule.steps=1", f"model.weights={copied}"])
+    run = loop.train(short, shapes_pack, tmp_path / "from", device="cpu")
+    assert run.weights_path == str(copied)
+    found = evaluate(run.path, calibrate=True, device="cpu")
+    assert found.temperature is None
+    assert "not known what the weights" in found.notes[0]
+
+
+def test_images_that_a_grown_source_still_has_are_counted(runs, tiny_recipe, tmp_path):
+    source = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (source / name).mkdir(parents=True)
+        for number in range(30):
+            picture = PIL.Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            picture.save(source / name / f"{number}.png")
+    before = make_pack(source, tmp_path / "before", image_size=32)
+    run = loop.train(changed(tiny_recipe, ["schedule.steps=1"]), before, tmp_path / "on", device="cpu")
+    PIL.Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(source / "cat" / "30.png")
+    after = make_pack(source, tmp_path / "after", image_size=32, seed=7)
+    trained = {image.tobytes() for image in before.split("train").images}
+    both = sum(image.tobytes() in trained for image in after.split("val").images)
+    assert both > 0
+    notes = evaluate(run.path, pack=after, device="cpu").notes
+    assert notes[0].startswith(
+        f"{both} of the {len(after.split('val'))} images of val are among the training"
+    )
+    assert "another data set" in notes[1]

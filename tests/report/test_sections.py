@@ -271,6 +271,9 @@ def test_a_run_is_repeated_from_anywhere(tmp_path: Path, monkeypatch: pytest.Mon
     write(run / "run.json", about)
     said = repeat_command(read_run(Path("my runs/run")))
     assert shlex.split(said) == ["tinlab", "train", str(place), "--data", "/my pack", "--seed", "7"]
+    write(run / "run.json", {**about, "weights_path": "/my weights"})
+    said = repeat_command(read_run(Path("my runs/run")))
+    assert shlex.split(said)[5:] == ["--set", "model.weights=/my weights", "--seed", "7"]
 
 
 def test_lists_of_words() -> None:
@@ -335,3 +338,66 @@ def test_bad_input_is_one_sentence(run: Path, tmp_path: Path) -> None:
     for arguments in (["report"], ["report", "--study", str(tmp_path)], ["report", str(tmp_path / "no")]):
         found = CliRunner().invoke(app, arguments)
         assert isinstance(found.exception, TinlabError)
+
+
+def test_a_loss_at_another_size_or_of_another_stage_is_not_overfitting(run: Path) -> None:
+    """The loss is lowest in epoch 2; what follows is of larger images, or of a smaller network."""
+    _watched_on_tune(run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for field, values in (("image_size", (32, 64)), ("stage", ("dense", "pruned"))):
+        apart = [{**line, field: values[line["epoch"] > 2]} for line in lines]
+        (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in apart))
+        said = wording.gap_sentence(read_run(run))
+        assert "held-out accuracy" in said
+        assert "overfits" not in said
+
+
+def test_training_images_are_those_that_were_counted(run: Path) -> None:
+    """Of classes of 10, 10 and 324 images fifty each are 70; fixed copies are no images of their own."""
+    recipe, result = (json.loads((run / file).read_text()) for file in ("recipe.json", "result.json"))
+    recipe["data"]["images_per_class"] = 50
+    write(run / "recipe.json", recipe)
+    write(run / "result.json", {**result, "train_images": 70})
+    assert wording.training_images(read_run(run)) == 70
+    (run / "result.json").unlink()
+    assert wording.training_images(read_run(run)) is None
+    recipe["data"]["images_per_class"] = None
+    write(run / "recipe.json", {**recipe, "augment": [{"kind": "fixed_copies"}]})
+    write(run / "result.json", {**result, "train_images": 26000})
+    assert wording.training_images(read_run(run)) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (3, "3"),
+        (2.5, "2.5"),
+        (4.994, "4.99"),
+        (1_231_167, "1,231,167"),
+        (100, "100"),
+        (0, "0"),
+        (-0.001, "0"),
+    ],
+)
+def test_decimals(value: float, said: str) -> None:
+    assert phrases.decimal(value) == said
+
+
+def test_an_unfinished_run_shows_the_predictions_of_its_last_checkpoint_on_its_own_pack(run: Path) -> None:
+    (run / "result.json").unlink()
+    folder = run / "predictions"
+    saved = load_file(folder / "val.safetensors")
+
+    def keep(name: str, **about: str) -> None:
+        save_file(saved, folder / f"{name}.safetensors", about)
+
+    (run / "checkpoints" / "step-00000020").mkdir(parents=True)
+    keep("val", step="10", split="val", pack_digest="0")
+    assert read_run(run).predictions is None
+    (folder / "val.safetensors").unlink()
+    keep("val-0123456789ab", step="20", split="val", pack_digest="0123456789ab")
+    assert read_run(run).predictions is None
+    keep("tune", step="20", split="tune", pack_digest="0")
+    assert read_run(run).predictions.split == "tune"
+    keep("val", step="20", split="val", pack_digest="0")
+    assert read_run(run).predictions.split == "val"

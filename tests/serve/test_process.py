@@ -426,7 +426,8 @@ def test_words_of_strangers_stay_words_and_methods_are_chosen(
 ):
     """Class words, a model's name and its summary hold HTML; a second method turns the map around."""
     hostile = '<img src=x onerror="alert(1)"></script><b>'
-    one = tinlab.Classifier(classifiers["first"].run, classifiers["first"].model, classifiers["first"].device)
+    first = classifiers["first"]
+    one = tinlab.Classifier(first.run, first.model, first.device, first.step)
     one.classes = tuple(ClassInfo(str(n), f"{hostile} {n}") for n in range(4))
     methods = {"saliency": saliency, "turned_round": lambda *given: saliency(*given).flip(-1)}
     with in_thread(make_service(models={hostile: one}, methods=methods), samples) as (host, port):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from tinlab import models
-from tinlab.augment.policy import Policy
 from tinlab.compute import place, resolve_device
 from tinlab.data.batches import Batch, Batches
 from tinlab.data.pack import Pack
@@ -124,7 +123,6 @@ def look_at(run: Run, pack: Pack, device_name: str) -> Look:
     device = resolve_device(device_name)
     recipe, shown = run.recipe, run.preprocessing
     split = pack.split(recipe.data.train_split)
-    mean, std = (torch.tensor(values, device=device) for values in (shown.mean, shown.std))
     images = torch.from_numpy(np.array(split.images)).to(device)
     labels = torch.from_numpy(np.array(split.labels)).to(device)
     first = Batches(split, np.arange(len(split)), recipe.schedule.batch_size, run.seed, device).at(0)
@@ -167,7 +165,7 @@ def look_at(run: Run, pack: Pack, device_name: str) -> Look:
         logits = forward(model.eval(), shown, images[few], recipe.compute)  # (N, classes)
     layers, activations = _one_pass(
         copy.deepcopy(model).train(),
-        Policy((), mean, std, run.seed).normalise(images[few]),
+        normalised(shown, images[few]),
         labels[few],
         recipe,
     )

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, Changes, DataOption, Device, Seed, app, split_auto, with_fitting_batch
+from tinlab.cli.common import (
+    AsJson,
+    Changes,
+    DataOption,
+    Device,
+    Seed,
+    app,
+    no_folder,
+    split_auto,
+    with_fitting_batch,
+)
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or a recipe.json.")]
 
@@ -34,12 +44,12 @@ def lr_find(
     from tinlab.checks.lr_find import lr_find as range_test
     from tinlab.drawing import save_png
 
+    no_folder(out, "lr-find.png")
     chosen, pack = _recipe_and_pack(recipe, set, data, device)
     with terminal.training() as watch:
         found = range_test(
             chosen, pack, low=low, high=high, steps=steps, seed=seed, device=device, watch=watch
         )
-    save_png(charts.range_chart(found), out, found.summary())
     if json:
         told = {name: value for name, value in asdict(found).items() if name != "recipe"}
         terminal.show_json({**told, "recipe": chosen.name, "fell": found.marks.fell, "chart": str(out)})
@@ -54,6 +64,9 @@ def lr_find(
             terminal.show(" ".join(f"--set {assignment}" for assignment in found.assignments))
         else:
             terminal.show(f"no rate to recommend: {found.why}")
+    # Last, so that it takes nothing away where it fails.
+    save_png(charts.range_chart(found), out, found.summary())
+    if not json:
         terminal.show(f"chart: {out.resolve()}")
     if found.recommended is None:
         raise typer.Exit(1)
@@ -78,12 +91,12 @@ def overfit(
     from tinlab.checks.overfit import overfit as learn_by_heart
     from tinlab.drawing import save_png
 
+    no_folder(out, "overfit.png")
     chosen, pack = _recipe_and_pack(recipe, set, data, device)
     with terminal.training() as watch:
         found = learn_by_heart(
             chosen, pack, images=images, steps=steps, seed=seed, device=device, watch=watch
         )
-    save_png(charts.overfit_chart(found), out, found.summary())
     if json:
         told = {name: value for name, value in asdict(found).items() if name != "recipe"}
         terminal.show_json({**told, "recipe": chosen.name, "chart": str(out)})
@@ -98,6 +111,8 @@ def overfit(
         for finding in found.findings:
             terminal.show(f"- {finding.cause}: {finding.evidence}")
             terminal.show(f"  try: {finding.advice}")
+    save_png(charts.overfit_chart(found), out, found.summary())
+    if not json:
         terminal.show(f"chart: {out.resolve()}")
     if not found.passed:
         raise typer.Exit(1)

@@ -99,6 +99,12 @@ def write_picture(picture: Any, out: Path, json: bool, **more: Any) -> None:
         terminal.show(f"picture: {out.resolve()}")
 
 
+def no_folder(out: Path | None, name: str, option: str = "--out") -> None:
+    """Raise TinlabError where the file to write is a folder: before the work, and not after it."""
+    if out is not None and out.is_dir():
+        raise TinlabError(f"{option} {out} is a folder; name a file, such as {out / name}")
+
+
 def save_picture(picture: Any, out: Path) -> None:
     """Write a PIL image to `out`, as PNG."""
     from tinlab.files import write_atomically

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, Device, OtherDataOption, app, bars, between, save_picture
+from tinlab.cli.common import AsJson, Device, OtherDataOption, app, bars, between, no_folder, save_picture
 
 if TYPE_CHECKING:
     from tinlab.evaluating import Comparison
@@ -33,17 +33,18 @@ def compare(
     from tinlab.evaluating.comparing import disagreements
     from tinlab.runs import open_run
 
+    no_folder(out, "compared.png")
     pack = open_data(data) if data is not None else None
     with bars() as watch:
         found = compare_runs(runs, split=split, pack=pack, device=device, watch=watch)
-    if out is not None:
-        save_picture(disagreements(found, pack or Pack.open(open_run(runs[0]).pack)), out)
     if json:
         terminal.show_json(found.to_json() | ({"picture": str(out.resolve())} if out else {}))
-        return
-    _show(found)
+    else:
+        _show(found)
     if out is not None:
-        terminal.show(f"picture: {out.resolve()}")
+        save_picture(disagreements(found, pack or Pack.open(open_run(runs[0]).pack)), out)
+        if not json:
+            terminal.show(f"picture: {out.resolve()}")
 
 
 def _show(found: Comparison) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, Device, OtherDataOption, app
+from tinlab.cli.common import AsJson, Device, OtherDataOption, app, no_folder
 from tinlab.errors import TinlabError
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ def ensemble(
         raise TinlabError("--rule chooses what --out keeps; name a file with --out")
     if rule is not None and rule not in RULES:
         raise TinlabError(f"there is no rule '{rule}'; there are: {', '.join(RULES)}")
-    if out is not None and out.is_dir():
-        raise TinlabError(f"--out {out} is a folder; name a file, such as {out / 'ensemble.json'}")
+    no_folder(out, "ensemble.json")
     found = compare_rules(
         runs, split=split, pack=open_data(data) if data is not None else None, device=device
     )
@@ -145,8 +144,7 @@ def submit(
     from tinlab.data.places import open_data
     from tinlab.evaluating.submission import submit as write_answers
 
-    if out.is_dir():
-        raise TinlabError(f"--out {out} is a folder; name a file, such as {out / 'submission.txt'}")
+    no_folder(out, "submission.txt")
     made = write_answers(
         source, out, split=split, pack=open_data(data) if data is not None else None, device=device
     )

@@ -18,6 +18,7 @@ from tinlab.cli.common import (
     app,
     bars,
     between,
+    no_folder,
     results_commands,
     save_picture,
 )
@@ -65,6 +66,7 @@ def evaluate(
     for name, given in (("--images", images), ("--gallery", gallery)):
         if given is not None and not corruptions:
             raise TinlabError(f"{name} goes with --corruptions")
+    no_folder(gallery, "gallery.png", "--gallery")
     opened = open_run(run)
     pack = open_data(data) if data is not None else None
     with bars() as watch:
@@ -79,19 +81,18 @@ def evaluate(
             images=images,
             watch=watch,
         )
-    if gallery is not None:
-        picture = corruption_gallery(pack or Pack.open(opened.pack), split=split)
-        save_picture(picture, gallery)
     if json:
         terminal.show_json(found.to_json() | ({"gallery": str(gallery.resolve())} if gallery else {}))
-        return
-    _show_scores(found)
-    _show_calibration(found)
-    _show_classes(found, every=classes)
-    if found.robustness is not None:
-        _show_robustness(found.robustness)
+    else:
+        _show_scores(found)
+        _show_calibration(found)
+        _show_classes(found, every=classes)
+        if found.robustness is not None:
+            _show_robustness(found.robustness)
     if gallery is not None:
-        terminal.show(f"gallery: {gallery.resolve()}")
+        save_picture(corruption_gallery(pack or Pack.open(opened.pack), split=split), gallery)
+        if not json:
+            terminal.show(f"gallery: {gallery.resolve()}")
 
 
 def _show_scores(found: Evaluation) -> None:

@@ -18,7 +18,7 @@ from tinlab.classifier import Classifier, load
 from tinlab.data.batches import chosen_rows
 from tinlab.data.pack import Pack, Split
 from tinlab.errors import TinlabError
-from tinlab.evaluating.saved import Measured, measured, predictions_of
+from tinlab.evaluating.saved import Measured, at_one_step, measured, predictions_of, same_step
 from tinlab.evaluation.corruptions import CORRUPTIONS, GROUPS, STRENGTHS, corrupt, table_digest
 from tinlab.evaluation.intervals import mean_interval
 from tinlab.evaluation.metrics import judge
@@ -83,10 +83,20 @@ def robustness(
     `images` limits it to so many of the split: the first of every class, then the second, and so on. All
     strengths of all corruptions are 75 passes over them. Raises TinlabError as `predictions_of` does.
     """
+    return robustness_of(
+        measured(path, split=split, pack=pack), images=images, device=device, progress=progress
+    )
+
+
+def robustness_of(
+    wanted: Measured, *, images: int | None = None, device: str = "auto", progress: Progress | None = None
+) -> Robustness:
+    """`robustness` of a checkpoint. Raises TinlabError too where the run has gone on since."""
     if images is not None and images < 1:
         raise TinlabError(f"images is {images}; give 1 or more")
-    wanted = measured(path, split=split, pack=pack)
-    clean = predictions_of(path, split=split, pack=pack, device=device)
+    run, split = wanted.run, wanted.split
+    clean = predictions_of(run.path, split=split, pack=wanted.pack, device=device)
+    same_step(run, wanted.step, at_one_step(run, clean))
     if (clean.labels < 0).any():
         raise TinlabError(f"the labels of '{split}' were never published, so nothing can be measured on it")
     limit = None if images is None or images >= len(clean.labels) else images
@@ -95,7 +105,8 @@ def robustness(
     if not set(CORRUPTIONS) <= set(kept):
         found = wanted.opened()
         rows = _rows(found, limit)
-        classifier = load(path, device)
+        classifier = load(run.path, device)
+        same_step(run, wanted.step, classifier.step)
         passes = len(CORRUPTIONS) * len(STRENGTHS)
         for number, name in enumerate(CORRUPTIONS):
             if name not in kept:
@@ -119,7 +130,11 @@ def robustness(
 def saved_robustness(path: str | Path, *, split: str = "val", pack: Pack | None = None) -> Robustness | None:
     """What `robustness` measured of the run's last checkpoint: on all images where that was done, otherwise
     on the largest number of them. None where nothing was measured to the end."""
-    wanted = measured(path, split=split, pack=pack)
+    return saved_robustness_of(measured(path, split=split, pack=pack))
+
+
+def saved_robustness_of(wanted: Measured) -> Robustness | None:
+    """`saved_robustness` of a checkpoint. Raises TinlabError where the run has gone on since."""
     own = wanted.place("corruptions", ".json")
     found = []
     for place in sorted(own.parent.glob(f"{own.stem}*.json")):
@@ -128,7 +143,8 @@ def saved_robustness(path: str | Path, *, split: str = "val", pack: Pack | None 
             found.append((len(next(iter(kept.values()))[0]), place))
     if not found:
         return None
-    clean = predictions_of(path, split=split, pack=pack)
+    clean = predictions_of(wanted.run.path, split=wanted.split, pack=wanted.pack)
+    same_step(wanted.run, wanted.step, at_one_step(wanted.run, clean))
     return _read_result(max(found)[1], wanted, clean.logits, clean.labels)
 
 

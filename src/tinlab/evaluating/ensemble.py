@@ -25,6 +25,7 @@ from tinlab.data.pack import BOTH, Pack
 from tinlab.errors import TinlabError
 from tinlab.evaluating import predictions_of
 from tinlab.evaluating.evaluation import notes
+from tinlab.evaluating.saved import at_one_step
 from tinlab.evaluation.ensemble import (
     RULES,
     Combination,
@@ -151,8 +152,11 @@ def compare_rules(
     why_not = _why_not_tune(opened, pack)
     logits, judged = np.stack([p.logits for p in found]), [judge(p.logits, labels) for p in found]
     tuned: list[float] = []
+    steps = [at_one_step(run, one) for run, one in zip(opened, found, strict=True)]
     if why_not is None:
         held_out = [predictions_of(path, split="tune", pack=pack, device=device) for path in paths]
+        for run, pair in zip(opened, zip(found, held_out, strict=True), strict=True):
+            at_one_step(run, *pair)
         tune_labels, tune_logits = held_out[0].labels, np.stack([p.logits for p in held_out])
         tuned = [top_k_percent(judge(member, tune_labels), 1) for member in tune_logits]
     members = tuple(
@@ -161,7 +165,7 @@ def compare_rules(
             recipe=run.recipe.name,
             recipe_digest=run.recipe.digest,
             seed=run.seed,
-            step=_step(run),
+            step=steps[i],
             top1_percent=top_k_percent(of, 1),
             top5_percent=top_k_percent(of, 5),
             loss=float(of.loss.mean()),

@@ -10,8 +10,8 @@ from typing import Any
 
 from tinlab.data.pack import BOTH, Pack
 from tinlab.errors import TinlabError
-from tinlab.evaluating.corrupted import Robustness, robustness, saved_robustness
-from tinlab.evaluating.saved import measured, predictions_of, saved_predictions
+from tinlab.evaluating.corrupted import Robustness, robustness_of, saved_robustness_of
+from tinlab.evaluating.saved import at_one_step, measured, predictions_of, saved_predictions
 from tinlab.evaluation.calibration import Calibration, TemperatureScaling, calibrated, temperature_scaling
 from tinlab.evaluation.classes import ClassAccuracy, ConfusedPair, class_accuracies, confused_pairs
 from tinlab.evaluation.logits import Predictions
@@ -106,7 +106,7 @@ def evaluate(
     judged = judge(logits, labels)
     plain = calibrated(logits, labels, judged=judged)
 
-    augmented = {}
+    augmented, together = {}, [predictions]
     for name in TTA:
         seen = (
             predict(split=split, tta=name, progress=_named(watch, f"{split}, {name}"))
@@ -116,6 +116,7 @@ def evaluate(
             else None
         )
         if seen is not None:
+            together.append(seen)
             augmented[name] = scores(judge(seen.logits, seen.labels))
 
     temperature, note = None, why_no_temperature(wanted.run, split, wanted.pack_digest)
@@ -131,29 +132,25 @@ def evaluate(
             note = "no temperature was fitted: that needs the logits on tune, which were not asked for"
         else:
             _labelled(tune, "tune")
+            together.append(tune)
             temperature = temperature_scaling(
                 logits, labels, tune.logits, tune.labels, measured_on=split, fitted_on="tune", before=plain
             )
 
     found = None
     if corruptions:
-        found = robustness(
-            path,
-            split=split,
-            images=images,
-            pack=pack,
-            device=device,
-            progress=_named(watch, f"{split}, corrupted"),
+        found = robustness_of(
+            wanted, images=images, device=device, progress=_named(watch, f"{split}, corrupted")
         )
     elif corruptions is None:
-        found = saved_robustness(path, split=split, pack=pack)
+        found = saved_robustness_of(wanted)
 
     return Evaluation(
         run=str(path),
         recipe=wanted.run.recipe.name,
         seed=wanted.run.seed,
         split=split,
-        step=wanted.step,
+        step=at_one_step(wanted.run, *together),
         pack_digest=wanted.pack_digest,
         metrics=measure(logits, labels),
         scores=scores(judged),

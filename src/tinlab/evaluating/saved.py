@@ -113,12 +113,30 @@ def predictions_of(
         found,
         run.recipe.compute,
         classifier.device,
-        {"step": str(wanted.step)},
+        {"step": str(classifier.step)},
         tta=tta,
         progress=progress,
     )
     predictions.save(wanted.place(tta, ".safetensors"))
     return predictions
+
+
+def at_one_step(run: Run, *found: Predictions) -> int:
+    """The step that all of `found`, predictions of `run`, are of. Raises TinlabError where a training that
+    goes on has moved the run meanwhile."""
+    steps = [int(one.about["step"]) for one in found]
+    for step in steps:
+        same_step(run, steps[0], step)
+    return steps[0]
+
+
+def same_step(run: Run, step: int, now: int) -> None:
+    """Raise TinlabError where `now`, the step of what was measured of `run`, is not `step`."""
+    if now != step:
+        raise TinlabError(
+            f"{run.path} went on meanwhile, from step {step} to {now}, and what was measured is of both; "
+            "give the command again"
+        )
 
 
 def _saved(wanted: Measured, tta: str | None) -> Predictions | None:

@@ -35,7 +35,7 @@ def listed(words: Sequence[str], most: int) -> str:
 
 def decimal(value: float) -> str:
     """A number with up to two decimals: `3`, `2.5`, `4.99`."""
-    return f"{round(value, 2):,g}"
+    return f"{round(value, 2) + 0:,.2f}".rstrip("0").rstrip(".")  # + 0: no -0
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from tinlab.data.pack import UNLABELLED, ClassInfo
 from tinlab.errors import TinlabError
 from tinlab.evaluation import logits
 from tinlab.files import check_regular, read_json
+from tinlab.training import checkpoint
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def read_run(run: Path) -> RunRecord:
     assert recipe is not None
     result = _read_object(run / "result.json")
     train, held_out, damaged = _read_points(run / "metrics.jsonl")
-    predictions = _read_predictions(run / "predictions", result)
+    predictions = _read_predictions(run, result)
     return RunRecord(
         path=run,
         recipe=recipe,
@@ -179,14 +180,24 @@ def _point(line: dict[str, Any]) -> tuple[bool, Point]:
     return training, point
 
 
-def _read_predictions(folder: Path, result: dict[str, Any] | None) -> Predictions | None:
-    """The predictions that the result is about; in an unfinished run those of val, else of any split."""
-    found = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-    wanted = [str(result.get("split"))] if result else ["val", "tune", *found]
-    split = next((name for name in wanted if name in found), None)
-    if split is None:
-        return None
-    return Predictions(split=split, **vars(logits.Predictions.load(found[split])))
+def _read_predictions(run: Path, result: dict[str, Any] | None) -> Predictions | None:
+    """The predictions that the result is about; in an unfinished run those of its last checkpoint on val,
+    else on any split of its own pack."""
+    found = {path.stem: path for path in sorted((run / "predictions").glob("*.safetensors"))}
+    if result:
+        split = str(result.get("split"))
+        if split not in found:
+            return None
+        return Predictions(split=split, **vars(logits.Predictions.load(found[split])))
+    last = checkpoint.latest(run)
+    step = None if last is None else str(checkpoint.step_of(last))
+    for split in dict.fromkeys(("val", "tune", *found)):
+        if split in found:
+            saved = logits.Predictions.load(found[split])
+            # Those of another pack have its digest in their file's name as well.
+            if (saved.about.get("step"), saved.about.get("split")) == (step, split):
+                return Predictions(split=split, **vars(saved))
+    return None
 
 
 def _read_classes(path: Path, predictions: Predictions | None) -> tuple[ClassInfo, ...]:

@@ -271,6 +271,8 @@ def repeat_command(record: RunRecord) -> str:
     with suppress(TinlabError):  # a run whose other files are gone
         run = open_run(record.path)
         words += ["--data", run.pack]
+        if run.weights_path is not None and run.weights_path != run.recipe.model.weights:
+            words += ["--set", f"model.weights={run.weights_path}"]
         run_seed = run.seed
     if run_seed is not None:
         words += ["--seed", f"{run_seed:.0f}"]

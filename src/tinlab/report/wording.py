@@ -111,6 +111,9 @@ def gap_sentence(record: RunRecord) -> str:
     # The last one may be of val, measured once, after tune was measured all along.
     watched = record.most_measured
     measured = [p for p in record.held_out if p.split == watched and math.isfinite(p.loss)]
+    if measured:  # losses at other sizes and of other stages do not compare
+        now = (measured[-1].image_size, measured[-1].stage)
+        measured = [p for p in measured if (p.image_size, p.stage) == now]
     if len(measured) < 3:
         return text
     best = min(measured, key=lambda point: point.loss)
@@ -377,14 +380,19 @@ def resumptions(record: RunRecord) -> tuple[str, ...]:
 
 
 def training_images(record: RunRecord) -> int | None:
-    """How many images were trained on, from the pack's counts and the recipe's share of them."""
+    """How many images were trained on, as the result counted them, or else from the pack's counts and the
+    recipe's share of them; None where that does not say."""
+    operations = at(record.recipe, "augment")
+    kinds = [at(one, "kind") for one in operations] if isinstance(operations, list) else []
+    counted = number((record.result or {}).get("train_images"))
+    if counted and "fixed_copies" not in kinds:  # which it has among them
+        return int(counted)
     pack = record.pack
     parts = str(at(record.recipe, "data", "train_split") or "train").split("+")
     counts = [number(at(pack, "counts", part)) for part in parts]
     total = sum(value for value in counts if value is not None)
-    limit, classes = number(at(record.recipe, "data", "images_per_class")), number(pack.get("classes"))
-    if limit and classes:
-        total = min(total, limit * classes) if total else limit * classes
+    if at(record.recipe, "data", "images_per_class"):
+        return None  # some classes may have fewer
     if limit := number(at(record.recipe, "data", "images")):
         total = min(total, limit) if total else limit
     return int(total) or None
