@@ -14,7 +14,7 @@ import simplejpeg
 from official import decoded, encoded, jpeg, pixels
 from PIL import Image, ImageOps
 
-from tinlab.data.decode import MAX_PIXELS, ImageError, decode_into, is_image_name
+from tinlab.data.decode import MAX_PIXELS, ImageError, TooManyPixelsError, decode_into, is_image_name
 from tinlab.data.moments import PixelSums
 
 
@@ -165,3 +165,18 @@ def test_sums_are_exact(size: int, count: int) -> None:
     sums = PixelSums(size)
     for _ in range(2):  # the scratch space is used again
         np.testing.assert_array_equal(sums.of(images), [wide.sum(axis=0), (wide**2).sum(axis=0)])
+
+
+def tiled_tiff(side: int) -> bytes:
+    """A header and tags alone: 64 x 64 pixels, in one tile of `side` x `side`."""
+    tags = [(256, 64), (257, 64), (258, 8), (259, 1), (262, 1), (277, 1)]
+    tags += [(322, side), (323, side), (324, 200), (325, side * side)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+def test_a_tiff_whose_tiles_are_larger_than_it_says_is_refused() -> None:
+    with pytest.raises(TooManyPixelsError, match="tiles of 268,435,456 pixels"):
+        opened(tiled_tiff(1 << 14))
+    with pytest.raises(ImageError, match="damaged"):  # as large as may be, and without its data
+        opened(tiled_tiff(64))

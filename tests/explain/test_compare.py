@@ -63,6 +63,14 @@ def test_an_image_is_found_on_the_disk_and_by_its_name(shapes_pack, tmp_path):
         from_name("test_99999.JPEG", lambda: shapes_pack)
 
 
+def test_a_name_may_begin_as_a_home_does(tmp_path, shapes_pack, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("~backup.png")
+    assert from_name("~backup.png", lambda: shapes_pack).name == "~backup.png"
+    with pytest.raises(TinlabError, match="neither a file"):
+        from_name("~nobody/x.png", lambda: shapes_pack)
+
+
 def test_a_name_that_several_images_have_is_refused_and_a_whole_one_taken(shapes_pack, tmp_path):
     pack = Pack.open(shutil.copytree(shapes_pack.path, tmp_path / "pack"))
     names = [f"{folder}/{row}.jpg" for folder in "abcdef" for row in (1, 2)]
@@ -152,11 +160,17 @@ def test_runs_are_told_apart(network):
     assert run_labels([network]) == ["tiny, seed 0"]
     other = dataclasses.replace(network.run, seed=1)
     later = dataclasses.replace(network.run, started_at="2030-01-02T03:04:05+00:00")
-    wrap = [type(network)(run, network.model, network.device) for run in (network.run, other, later)]
-    labels = run_labels(wrap)
+
+    def wrap(*runs):
+        return [type(network)(run, network.model, network.device, network.step) for run in runs]
+
+    labels = run_labels(wrap(network.run, other, later))
     assert labels[1] == "tiny, seed 1"
     assert labels[2] == "tiny, seed 0, 2030-01-02 03:04"
     assert len(set(labels)) == 3
+    same_minute = [dataclasses.replace(network.run, path=Path(f"runs/{name}")) for name in ("a", "b", "x/b")]
+    assert run_labels(wrap(*same_minute[:2], later)) == ["a", "b", labels[2]]
+    assert run_labels(wrap(*same_minute)) == ["a", "runs/b", "runs/x/b"]
 
 
 def test_percentages_say_what_a_reader_needs():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from nets import Smooth, TwoConvolutions, images
 from scipy.stats import spearmanr
+from torch import nn
 
 from tinlab import models, recipe
 from tinlab.errors import TinlabError
@@ -78,6 +79,31 @@ def test_maps_of_a_trained_network_change_with_its_weights(network, shapes_pack)
 
 
 def test_where_no_method_applies_it_says_so(network, shapes_pack):
-    plain = type(network)(network.run, Smooth(classes=4), network.device)
+    plain = type(network)(network.run, Smooth(classes=4), network.device, network.step)
     with pytest.raises(TinlabError, match="Smooth has none"):
         check(plain, from_split(shapes_pack.split("val"), images=1), methods=("guided_backprop",))
+
+
+class WithToken(nn.Module):
+    """A parameter of the network's own, as vision transformers have."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(8))
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1)[:, :8]) + self.token)
+
+
+def test_the_networks_own_parameters_are_no_last_layer():
+    net = WithToken()
+    assert layers_in_order(net, torch.randn(2, 3, 4, 4)) == ["", "first", "last"]
+    found = cascade(maps.saliency, net, torch.randn(2, 3, 4, 4), torch.tensor([0, 1]), points=3)
+    assert [point.layer for point in found] == ["last", "first", "(network)"]
+
+
+def test_the_network_may_be_on_another_device_than_the_images():
+    """The meta device stands for a GPU."""
+    net = models.build(recipe.Model(name="yu_baseline", width=4), 10).eval().to("meta")
+    assert layers_in_order(net, torch.randn(2, 3, 64, 64))[-1] == "classifier"

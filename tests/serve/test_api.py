@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 import tinlab
 from tinlab.data.pack import ClassInfo
 from tinlab.errors import TinlabError
-from tinlab.serve import Limits
+from tinlab.serve import Limits, form
 from tinlab.serve.form import clean_name
 from tinlab.serve.limits import MOST_PIXELS
 from tinlab.serve.routes import build
@@ -294,7 +294,6 @@ def odd_files():
         "grey.jpg": encoded(noise, "JPEG"),
         "bits.png": encoded(noise.convert("1"), "PNG"),
         "photo.webp": encoded(colour, "WEBP"),
-        "photo.tiff": encoded(colour, "TIFF"),
     }
 
 
@@ -321,7 +320,8 @@ BAD = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 422, "no image"),
     "huge": (huge_png(), 413, "million"),
     "large": (huge_png(5001), 413, "5001 x 5001"),
-    "floats": (encoded(Image.new("F", (9, 9)), "TIFF"), 422, "floating-point"),
+    "tiff": (encoded(Image.new("RGB", (9, 9)), "TIFF"), 422, "format"),
+    "avif": (encoded(Image.new("RGB", (9, 9)), "AVIF"), 422, "format"),
 }
 
 
@@ -416,13 +416,26 @@ def test_too_many_files(client, pictures):
     assert "1 image " in detail(one.post("/explain", files=both, data={"model": "first"}), 413)
 
 
-def test_too_much_held_is_busy(client, pictures):
+def test_too_much_held_is_busy(client, monkeypatch):
+    others = [1]
+
+    def begin(held, limits):
+        held.limits, held.bytes = limits, others[0]
+
+    monkeypatch.setattr(form.Held, "__init__", begin)
     one = client(Limits(max_held_bytes=1000))
     answer = one.post("/classify", files=parts(b"x" * 2000))
     detail(answer, 503)
     assert answer.headers["retry-after"] == "1"
     again = one.post("/classify", files=parts(b"tiny"))  # what was held is let go
     detail(again, 422)
+    others[0] = 0  # alone it is never too much
+    detail(client(Limits(max_held_bytes=1000)).post("/classify", files=parts(b"x" * 2000)), 422)
+
+
+def test_an_image_sent_as_text_is_told_what_is_wrong(client):
+    sent = client().post("/classify", files={"images": (None, "x" * 2000)})
+    assert "send images as files" in detail(sent, 400)
 
 
 def test_pixels_are_limited(client, pictures):

@@ -44,9 +44,21 @@ def test_a_jpeg_of_very_many_scans_is_refused():
         pixels(jpeg[:-2] + 200 * jpeg[scan:-2] + jpeg[-2:], [16], 10_000)
 
 
-def test_formats_that_nobody_sends_are_left_out():
+def test_what_lies_behind_a_jpegs_end_or_in_a_segment_is_no_scan():
+    """As telephones' films of the moment do, and large segments of their makers."""
+    jpeg = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
+    film = 500 * b"\xff\xda\x00\x04"
+    assert np.array_equal(pixels(jpeg + film, [64], 10_000)[64], pixels(jpeg, [64], 10_000)[64])
+    segment = b"\xff\xe3" + (len(film) + 2).to_bytes(2, "big") + film
+    assert pixels(jpeg[:2] + segment + jpeg[2:], [16], 10_000)
+    with pytest.raises(ImageError, match="segments"):
+        pixels(jpeg[:2] + 20_000 * b"\xff\xfe\x00\x02" + jpeg[2:], [16], 10_000)
+
+
+@pytest.mark.parametrize("kind", ["PPM", "TIFF", "AVIF"])
+def test_formats_that_nobody_sends_or_that_unpack_to_more_than_they_say_are_left_out(kind):
     with pytest.raises(ImageError, match="format"):
-        pixels(encoded(Image.new("RGB", (8, 8)), "PPM"), [8], 1000)
+        pixels(encoded(Image.new("RGB", (8, 8)), kind), [8], 1000)
 
 
 def test_orientation_is_respected():

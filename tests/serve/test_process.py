@@ -464,4 +464,5 @@ def test_a_bad_file_is_said_in_a_sentence(page):
     drop(page, "notes.txt", b"no picture", "text/plain")
     page.wait_for_selector("#alert:visible")
     assert "notes.txt cannot be used as an image" in page.locator("#alert").inner_text()
+    assert page.locator("#results").inner_text().startswith("The five likeliest classes appear here")
     assert page.locator(".model").count() == 0

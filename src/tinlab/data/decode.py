@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import threading
 import warnings
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", *(f".{suffix}" for suffix in _OTHE
 
 MOST_SCANS = 100
 """Of a JPEG. Progressive ones have about ten; each costs a pass over the image, and only a few bytes."""
+
+MOST_SEGMENTS = 10_000
+"""Of a JPEG, its scans among them. A photograph has some dozens."""
 
 SOON_LARGE_BYTES = 1 << 20
 """JPEGs of more bytes are looked at before they are decoded, even if they may be of the pack's own size."""
@@ -60,6 +64,9 @@ _PASSED_OVER = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
 """Segments of a JPEG: those that state its size, and those that may stand before them."""
 
 _JPEG, _JFIF, _TABLES = b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10", b"\xff\xdb"
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+"""What begins a segment; not what stands among the data of a scan."""
 
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -70,6 +77,9 @@ _TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }  # what each EXIF orientation asks for: the names of Pillow's transpositions
+
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+"""Tags of a TIFF."""
 
 _large = threading.Lock()
 
@@ -157,7 +167,7 @@ def _decode_any(data: bytes | bytearray, size: int, max_pixels: int, formats: tu
                     # Shrinking inside the JPEG decoder keeps large photographs quick and small; the factor
                     # of two leaves the filter below enough to work with.
                     image.draft(None, (2 * size, 2 * size))
-                with _large if width * height > LARGE_PIXELS else contextlib.nullcontext():
+                with _large if _pixels_within(image, max_pixels) > LARGE_PIXELS else contextlib.nullcontext():
                     try:
                         return square(image, size)
                     finally:
@@ -172,10 +182,23 @@ def _decode_any(data: bytes | bytearray, size: int, max_pixels: int, formats: tu
         raise ImageError(f"it is damaged: {str(error).rstrip('.') or type(error).__name__}") from error
 
 
+def _pixels_within(image: Image.Image, max_pixels: int) -> int:
+    """How many pixels are unpacked at a time. Raises TooManyPixelsError where a TIFF has tiles of more."""
+    width, height = image.size
+    if image.format == "AVIF":
+        return MAX_PIXELS  # the picture inside may be larger than its header says
+    tags = getattr(image, "tag_v2", {})
+    tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_HEIGHT, 0)
+    if tile > max_pixels:
+        raise TooManyPixelsError(
+            f"it has tiles of {tile:,} pixels, and at most {max_pixels / 1e6:g} million are read"
+        )
+    return max(width * height, tile)
+
+
 def _check_jpeg(data: bytes | bytearray) -> None:
     """Refuse a JPEG that libjpeg would only warn of, such as one that is cut off."""
-    if (scans := data.count(b"\xff\xda")) > MOST_SCANS:
-        raise ImageError(f"it has {scans} scans, and at most {MOST_SCANS} are read")
+    check_scans(data)
     try:
         _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         target = "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB"
@@ -183,6 +206,23 @@ def _check_jpeg(data: bytes | bytearray) -> None:
         simplejpeg.decode_jpeg(data, target, min_height=1, min_width=1)
     except ValueError as error:
         raise ImageError(f"it is damaged: {str(error).rstrip('.')}") from None
+
+
+def check_scans(data: bytes | bytearray) -> None:
+    """Refuse a JPEG of more than MOST_SCANS, counted up to its end: behind that may be anything, such as a
+    telephone's film of the moment. Raises ImageError."""
+    at = scans = 0
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or found[0] == _END:
+            return
+        scans += found[0] == _SCAN
+        if scans > MOST_SCANS:
+            raise ImageError(f"it has more than {MOST_SCANS} scans")
+        at = found.end()
+        if found[0] != _JPEG:  # the start of the image is the one marker with nothing behind it
+            at += int.from_bytes(data[at : at + 2], "big")
+    raise ImageError(f"it has more than {MOST_SEGMENTS:,} segments")
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:

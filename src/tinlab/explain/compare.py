@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -103,7 +104,9 @@ def from_name(name: str, open_pack: Callable[[], Pack]) -> Chosen:
     """The image in file `name`: one on the disk, or else the pack's image of that name, such as
     test_8715.JPEG, or train/n01443537/images/n01443537_0.JPEG, as the pack has it. `open_pack` gives the pack
     where it is needed. Raises TinlabError where there is none, and where several are called so."""
-    path = Path(name).expanduser()
+    path = Path(name)
+    with suppress(RuntimeError):  # the name begins with a ~ and is nobody's home
+        path = path if path.is_file() else path.expanduser()
     if path.is_file():
         return Chosen(name=path.name, image=path)
     pack = open_pack()
@@ -224,12 +227,25 @@ def compare(
 
 
 def run_labels(classifiers: Sequence[Classifier]) -> list[str]:
-    """Recipe and seed of each run, and when it began where that does not tell them apart."""
+    """Recipe and seed of each run; where that does not tell them apart when it began, or else its folder's
+    name."""
     short = [f"{c.run.recipe.name}, seed {c.run.seed}" for c in classifiers]
-    return [
-        text if short.count(text) == 1 else f"{text}, {c.run.started_at[:16].replace('T', ' ')}"
+    begun = [
+        f"{text}, {c.run.started_at[:16].replace('T', ' ')}"
         for text, c in zip(short, classifiers, strict=True)
     ]
+    folders = [c.run.path for c in classifiers]
+    labels = []
+    for text, when, folder in zip(short, begun, folders, strict=True):
+        alike = {other for other, one in zip(folders, begun, strict=True) if one == when}
+        if short.count(text) == 1:
+            labels.append(text)
+        elif len(alike) == 1:
+            labels.append(when)
+        else:
+            named = [other.name for other in alike]
+            labels.append(folder.name if named.count(folder.name) == 1 else str(folder))
+    return labels
 
 
 def short_name(info: ClassInfo) -> str:

@@ -24,6 +24,7 @@ from tinlab.classifier import Classifier
 from tinlab.errors import TinlabError
 from tinlab.explain.attribution import METHODS, find_methods
 from tinlab.explain.compare import Chosen, Target, inputs_of, targets_of
+from tinlab.explain.layers import device_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def randomised(model: nn.Module, layers: Sequence[str], *, seed: int = 0) -> nn.
 
 def layers_in_order(model: nn.Module, inputs: Tensor) -> list[str]:
     """The modules of `model` with parameters of their own, in the order in which they are done with an image
-    of `inputs` (B, 3, H, W); before them those that are not called as modules."""
+    of `inputs` (B, 3, H, W). Before them stand those that are not called as modules, and the network itself,
+    "", where it has such as a class token."""
     eager: nn.Module = getattr(model, "_orig_mod", model)
     names = [name for name, one in eager.named_modules() if any(True for _ in one.parameters(recurse=False))]
     place = dict.fromkeys(names, -1)
@@ -72,10 +74,10 @@ def layers_in_order(model: nn.Module, inputs: Tensor) -> list[str]:
     def watch(name: str) -> torch.utils.hooks.RemovableHandle:
         return eager.get_submodule(name).register_forward_hook(lambda *_: place.update({name: next(calls)}))
 
-    handles = [watch(name) for name in names]
+    handles = [watch(name) for name in names if name]  # the network itself is done last, whatever it has
     try:
         with torch.no_grad():
-            eager(inputs[:1])
+            eager(inputs[:1].to(device_of(eager)))
     finally:
         for handle in handles:
             handle.remove()
@@ -98,7 +100,8 @@ def cascade(
     found = []
     for count in sorted({round(n) for n in np.linspace(1, len(layers), points)}):
         changed = attribute(randomised(model, layers[:count], seed=seed), inputs, targets)
-        found.append(Similarity(layers[count - 1], count, float(rank_correlation(whole, changed).mean())))
+        layer = layers[count - 1] or "(network)"
+        found.append(Similarity(layer, count, float(rank_correlation(whole, changed).mean())))
     return found
 
 

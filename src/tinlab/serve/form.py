@@ -74,6 +74,9 @@ async def read_form(request: Request, held: Held, *, max_files: int | None = Non
         except MultiPartException as error:
             if "Too many files" in error.message:
                 raise _closing(413, f"At most {files} image{'s' * (files > 1)} a request.") from error
+            if "maximum size" in error.message:
+                sentence = f"A field may have at most {MAX_FIELD_BYTES:,} bytes; send images as files."
+                raise _closing(400, sentence) from error
             raise _closing(400, f"The form cannot be read: {error.message.rstrip('.')}.") from error
         yield await _form(parts)
     finally:
@@ -96,7 +99,7 @@ async def _limited(request: Request, held: Held, mine: list[int]) -> AsyncGenera
         held.bytes += len(chunk)
         if mine[0] > limits.max_bytes:
             raise _closing(413, too_large)
-        if held.bytes > limits.max_held_bytes:
+        if held.bytes > max(limits.max_held_bytes, mine[0]):  # one alone may be as large as it is
             raise busy(Connection="close")
         yield chunk
 

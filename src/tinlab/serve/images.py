@@ -9,13 +9,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tinlab.data.decode import ImageError, decode_into
+from tinlab.data.decode import check_scans, decode_into
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "AVIF", "TIFF")
-"""Pillow's names of the formats that are served: what cameras, screens and browsers make."""
-
-MAX_SCANS = 100
-"""Scans of a progressive JPEG, which has about ten. Each costs a pass over all pixels, and few bytes."""
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+"""Pillow's names of the formats that are served: what cameras, screens and browsers make, but for TIFF and
+AVIF, whose data may unpack to far more pixels than their header says."""
 
 _RAMP = np.array([(0, 122, 18, 62), (0.35, 214, 40, 40), (0.7, 252, 140, 18), (1, 255, 240, 120)], np.float32)
 """The colours of a map: (value, red, green, blue)."""
@@ -27,8 +25,8 @@ def pixels(data: bytes, sizes: Iterable[int], max_pixels: int) -> dict[int, np.n
     Turned as its EXIF orientation says, as a training image is. Raises ImageError, or TooManyPixelsError
     from the header alone.
     """
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise ImageError(f"it is a JPEG of more than {MAX_SCANS} scans")
+    if data.startswith(b"\xff\xd8"):
+        check_scans(data)
     decoded = {}
     for size in set(sizes):
         decoded[size] = np.empty((size, size, 3), np.uint8)

@@ -11,6 +11,8 @@ const percent = (p) => (p > 0 && p < 0.001 ? "< 0.1%" : `${(100 * p).toFixed(1)}
 const short = (words) => words.split(",")[0];
 const shownModels = () => served.models.filter((model) => chosen.has(model.name));
 
+const nothing = at("nothing"); // held, since answers take its place in the page
+
 let served = { models: [], limits: { max_bytes: Infinity } };
 let chosen = new Set();
 let picture = null; // {file, name, truth, button}
@@ -84,7 +86,7 @@ async function classify() {
   const { file, name, truth } = picture;
   const models = shownModels();
   if (!models.length) {
-    at("results").replaceChildren(at("nothing"));
+    at("results").replaceChildren(nothing);
     at("overlay").hidden = at("legend").hidden = true;
     return;
   }
@@ -104,7 +106,7 @@ async function classify() {
     if (at("answers").getBoundingClientRect().bottom > innerHeight) at("answers").scrollIntoView();
   } catch (error) {
     if (error.name === "AbortError") return;
-    at("results").replaceChildren(at("nothing"));
+    at("results").replaceChildren(nothing);
     at("overlay").hidden = at("legend").hidden = true;
     at("said").textContent = "";
     alertWith(error.message);
