@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from tinlab.errors import TinlabError
 from tinlab.recipe import Compute
 
+KERNELS_OF_ONE_PIECE = 256
+"""What torch.compile may make of one function before it gives up and calls it as it is; torch's own is 8."""
+
 
 def resolve_device(name: str) -> torch.device:
     """The device called `name`; `auto` is cuda, or else mps, or else cpu.
@@ -51,10 +54,14 @@ def choose_kernels(device: torch.device) -> None:
 def compiled(network: Callable[[Tensor], Tensor], compute: Compute) -> Callable[[Tensor], Tensor]:
     """`network` through torch.compile, where the recipe asks for it.
 
-    A kernel of its own for every size of images: one for all of them would be slower, and there are few.
+    A kernel of its own for every size of images: one for all of them would be slower, and there are few. For
+    each size the blocks of a network share the number of kernels that torch allows for one piece of code, of
+    which there are too few where stochastic depth makes a constant of each block's place.
     """
     if not compute.compile:
         return network
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, KERNELS_OF_ONE_PIECE)
     mode = "reduce-overhead" if compute.cuda_graphs else None
     return torch.compile(network, dynamic=False, mode=mode)
 

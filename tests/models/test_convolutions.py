@@ -136,3 +136,23 @@ def test_every_family_takes_part_and_other_kinds_stay():
     ]
     choose_ways(nn.Sequential(*others))
     assert {type(layer) for layer in others} == {nn.Conv2d}
+
+
+@pytest.mark.parametrize(("kernel", "side"), [(1, 4), (3, 1), (3, 2), (3, 4)])
+def test_what_follows_may_change_the_outputs_in_place(kernel, side):
+    """As networks of timm do, whose convolutions have no bias where a batch norm would come."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, kernel, padding=kernel // 2, bias=False)
+    images = torch.randn(4, 8, side, side).contiguous(memory_format=torch.channels_last)
+    found = []
+    for choose in (False, True):
+        if choose:
+            choose_ways(layer)
+        layer.weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = nn.functional.hardswish(layer(images), inplace=True)
+        assert outputs.is_contiguous(memory_format=torch.channels_last)
+        outputs.float().square().sum().backward()
+        found.append((outputs.detach().float(), layer.weight.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=0.05, rtol=0.05)

@@ -102,6 +102,12 @@ def test_the_ends_of_the_rates():
         dropout(x, 1.5)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_rate_close_to_one_drops_nearly_all(dtype):
+    y = dropout(torch.ones(1000, dtype=dtype), 1 - 1e-12)
+    assert (y == 0).sum() >= 995
+
+
 def test_a_layer_drops_in_training_alone_and_in_place_where_it_is_set_so():
     layer, x = nn.Sequential(nn.Dropout(0.5, inplace=True)), torch.ones(500)
     quicken(layer)

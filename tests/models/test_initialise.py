@@ -11,7 +11,14 @@ from tinlab.errors import TinlabError
 from tinlab.models import build
 from tinlab.models.activation import ACTIVATIONS
 from tinlab.models.dropconnect import add_dropconnect
-from tinlab.models.initialise import fans, gain, initialise, random_walk_gain, scale_to_unit_variance
+from tinlab.models.initialise import (
+    fans,
+    gain,
+    initialise,
+    random_walk_gain,
+    scale_to_unit_variance,
+    scaled_after,
+)
 from tinlab.models.zoo import import_torchvision
 
 KINDS = [
@@ -324,3 +331,23 @@ def test_networks_from_elsewhere(init):
         logits = model(nn.functional.interpolate(images, size))
         assert logits.shape == (2, 5)
         assert torch.isfinite(logits).all()
+
+
+def test_layers_that_kept_their_values_are_scaled_again_behind_others():
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 16, 16)
+    model = Plain()
+    init = recipe.Lsuv(tolerance=0.01)
+    initialise(model, init, "relu", images)
+    given = 9 * torch.randn_like(model.conv1.weight)
+    with scaled_after(model, init, images), torch.no_grad():
+        model.conv1.weight.copy_(given)
+    assert torch.equal(model.conv1.weight, given)
+    found = output_variances(model, images, training=False)
+    assert found.pop(model.conv1) > 2
+    assert list(found.values()) == pytest.approx([1] * 4, abs=0.01)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with scaled_after(model, recipe.He(), images), torch.no_grad():
+        model.conv1.weight.mul_(2)
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert set(before) - same == {"conv1.weight"}

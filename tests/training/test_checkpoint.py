@@ -156,3 +156,18 @@ def test_a_momentum_of_another_precision_or_shape_is_refused(tmp_path, damage):
     save_file({**kept, name: damage(kept[name]).contiguous()}, file)
     with pytest.raises(TinlabError, match="does not fit parameter"):
         checkpoint.restore(place, *trained(steps=1), CPU)
+
+
+def test_layers_that_share_a_weight_are_saved_and_share_it_afterwards(tmp_path):
+    def shared():
+        first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+        second.weight = first.weight
+        return nn.Sequential(first, second, nn.BatchNorm1d(4))
+
+    model = shared()
+    updater = optimizer.build(recipe.Optimizer(peak_lr=0.1), model)
+    place = checkpoint.save(tmp_path, model, updater, checkpoint.State(step=1))
+    other = shared()
+    checkpoint.restore(place, other, optimizer.build(recipe.Optimizer(peak_lr=0.1), other), CPU)
+    assert other[0].weight is other[1].weight
+    assert torch.equal(other[1].weight, model[0].weight)

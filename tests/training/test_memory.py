@@ -133,14 +133,15 @@ def test_what_is_said_has_the_figures_and_mends_in_order(tiny_recipe, tmp_path):
     assert "batch of 64, 32x32 images" in words
     assert f"5.00 GB had been held at most, of {gigabytes(total_bytes(CPU))}" in words
     assert "2.50 GiB more" in words
-    mends = re.findall(r"--set ([\w.]+)=(\[[^]]*\]|[\w.]*\w)", words)
+    mends = re.findall(r"--set '?([\w.]+)=(\[[^]]*\]|[\w.]*\w)", words)
     assert mends == [
         ("schedule.batch_size", "32"),
         ("optimizer.peak_lr", f"{recipe.optimizer.peak_lr / 2:g}"),
         ("schedule.accumulate", "2"),
         ("compute.precision", "bf16"),
-        ("data.image_sizes", "[16, 24]"),
+        ("data.image_sizes", "[16,24]"),
     ]
+    assert "--set 'data.image_sizes=[16,24]'" in words
     # What is advised is accepted.
     new = changed(recipe, [f"{path}={value}" for path, value in mends])
     assert json.loads(new.model_dump_json())["data"]["image_sizes"] == [16, 24]

@@ -203,6 +203,25 @@ def test_ranks_on_cpus_have_masks_of_their_own_unless_blocks_are_dropped(
     assert [torch.equal(*pair) for pair in zip(first, second, strict=True)] == 3 * [blocks_are_dropped]
 
 
+def test_images_that_an_initialiser_looks_at_are_those_of_one_process(recipe, shapes_pack, tmp_path):
+    measured = changed(recipe, ["model.init=lsuv", "optimizer.peak_lr=1e-9", "schedule.steps=1"])
+    one = loop.train(measured, shapes_pack, tmp_path, seed=4, device="cpu")
+    started = launch(measured, shapes_pack, tmp_path / "two")
+    printed = finish(started)
+    assert started.returncode == 0, printed
+    (two,) = runs.list_runs(tmp_path / "two" / "runs")
+    assert far_apart(weights(one), weights(two)) < 1e-5
+
+
+def test_one_image_a_rank_is_too_few_for_a_batch_norm(tiny_recipe, shapes_pack):
+    parts = ["schedule.batch_size=16", "schedule.accumulate=8"]
+    few = changed(tiny_recipe, ["data.image_sizes=[16]", "model.stem=imagenet", *parts])
+    ranks_fit(few, shapes_pack, Ranks(0, 1))
+    with pytest.raises(TinlabError, match="cannot be trained on one 16x16"):
+        ranks_fit(few, shapes_pack, Ranks(0, 2))
+    ranks_fit(changed(few, ["compute.sync_batch_norm=true"]), shapes_pack, Ranks(0, 2))
+
+
 def test_batches_that_do_not_come_out_even_are_refused():
     assert Ranks(1, 2).shard(8).tolist() == [4, 5, 6, 7]
     # The second part of the batch is images 8 to 15 on one rank as on two.

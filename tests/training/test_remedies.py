@@ -225,3 +225,23 @@ def test_other_peoples_networks_train(tiny_recipe, shapes_pack, tmp_path):
     run = loop.train(changed(tiny_recipe, changes), shapes_pack, tmp_path, device="cpu")
     assert json.loads((run.path / "result.json").read_text())["parameters"] > 3e6
     assert len(tinlab.load(run.path, device="cpu").predict(shapes_pack.split("val").images[0])[0]) == 4
+
+
+@pytest.mark.parametrize("sam_rho", ["null", 0.05])
+def test_a_step_that_drops_all_that_is_trained_changes_nothing(tiny_recipe, shapes_pack, tmp_path, sam_rho):
+    rates = '[{"layers": "layer4.1*", "factor": 1}, {"layers": "*", "factor": 0}]'
+    dropping = ["model.final_survival=1e-9", f"optimizer.layer_rates={rates}", "schedule.steps=2"]
+    recipe = changed(tiny_recipe, [*dropping, "optimizer.weight_decay=0", f"optimizer.sam_rho={sam_rho}"])
+    run = loop.train(recipe, shapes_pack, tmp_path, device="cpu")
+    assert math.isfinite(run.result["loss"])
+    torch.manual_seed(0)
+    before = dict(models.build(recipe.model, 4).named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in weights(run).items() if name in before)
+
+
+def test_a_penalty_on_the_last_blocks_activations_in_order_d(tiny_recipe, shapes_pack, tmp_path):
+    """Its last activation does not overwrite what the penalty needs."""
+    penalty = 'loss.penalties=[{"layers": "layer4.?", "on": "activations", "l2": 1e-4}]'
+    order = ["model.block_order=d", "model.activation=elu", "model.final_survival=0.5", penalty]
+    run = loop.train(changed(tiny_recipe, [*order, "schedule.steps=2"]), shapes_pack, tmp_path, device="cpu")
+    assert math.isfinite(run.result["loss"])

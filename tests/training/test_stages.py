@@ -15,6 +15,7 @@ from tinlab.augment.targeted import Targeted, hardest_classes
 from tinlab.data.batches import Batch, Batches
 from tinlab.errors import TinlabError
 from tinlab.evaluation.logits import Predictions
+from tinlab.evaluation.predict import normalised
 from tinlab.recipe import Recipe, changed, operations
 from tinlab.training import checkpoint, loop, sharpness
 from tinlab.training.stages import spans
@@ -392,3 +393,29 @@ def test_hard_classes_are_found_at_each_evaluation_and_resume(tiny_recipe, shape
 def test_hard_classes_that_cannot_be_are_refused(tiny_recipe, changes, said):
     with pytest.raises(TinlabError, match=said):
         changed(tiny_recipe, changes)
+
+
+def test_channels_that_cannot_be_followed_are_refused_before_there_is_a_run(
+    tiny_recipe, shapes_pack, tmp_path
+):
+    recipe = changed(
+        tiny_recipe, ["model.name=torchvision:shufflenet_v2_x0_5", "model.width=null", "model.stem=null"]
+    )
+    pruned = staged(recipe, {}, {"prune": {"kind": "channels", "share": 0.3}})
+    with pytest.raises(TinlabError, match="torch-pruning cannot follow its channels"):
+        loop.train(pruned, shapes_pack, tmp_path, device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lsuv_scales_what_is_fresh_on_the_network_that_it_goes_on(tiny_recipe, shapes_pack, tmp_path):
+    still = changed(tiny_recipe, ["model.init=lsuv", "optimizer.peak_lr=1e-9", "compute.precision=fp32"])
+    moved = changed(still, ["optimizer.peak_lr=0.2", "schedule.steps=8"])
+    stage = {"changes": {"optimizer.peak_lr": 1e-9, "schedule.steps": 1}, "fresh": ["fc"]}
+    run = loop.train(staged(moved, {}, stage), shapes_pack, tmp_path, device="cpu")
+    model = models.build(run.recipe.model, 4)
+    model.load_state_dict(weights(run))
+    batches = Batches(shapes_pack.split("train"), np.arange(len(shapes_pack.split("train"))), 16, 0, CPU)
+    model.train()
+    with torch.no_grad():
+        scores = model(normalised(run.preprocessing, batches.at(0).images))
+    assert float(scores.var(correction=0)) == pytest.approx(1, abs=0.35)

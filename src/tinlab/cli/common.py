@@ -38,7 +38,7 @@ OtherDataOption = Annotated[
 ]
 
 
-def _seed(seed: int | None) -> int | None:
+def check_seed(seed: int | None) -> int | None:
     if seed is not None and not 0 <= seed < 2**63:
         raise TinlabError(f"--seed is a whole number from 0 to 2^63 - 1, not {seed}")
     return seed
@@ -50,9 +50,9 @@ def _seconds(seconds: float) -> float:
     return seconds
 
 
-Seed = Annotated[int, typer.Option(callback=_seed, help="Decides every random draw.")]
+Seed = Annotated[int, typer.Option(callback=check_seed, help="Decides every random draw.")]
 SeedOrNone = Annotated[
-    int | None, typer.Option(callback=_seed, help="Decides every random draw.  [default: 0]")
+    int | None, typer.Option(callback=check_seed, help="Decides every random draw.  [default: 0]")
 ]
 CheckpointSeconds = Annotated[float, typer.Option(callback=_seconds, help="Time between checkpoints.")]
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where run folders are.")]

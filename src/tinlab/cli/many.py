@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from tinlab import terminal
-from tinlab.cli.common import AsJson, Changes, CheckpointSeconds, DataOption, Device, Seed, app, show_next
+from tinlab.cli.common import (
+    AsJson,
+    Changes,
+    CheckpointSeconds,
+    DataOption,
+    Device,
+    app,
+    check_seed,
+    show_next,
+)
 from tinlab.errors import TinlabError
 
 
@@ -135,7 +144,9 @@ def search(
     ] = None,
     set: Changes = None,
     trials: Annotated[int, typer.Option(min=1, help="How many in all, with those of before.")] = 20,
-    seed: Seed = 0,
+    seed: Annotated[
+        int, typer.Option(callback=check_seed, help="Of every training; the values tried are drawn anew.")
+    ] = 0,
     data: DataOption = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where searches are.")] = Path("searches"),
     name: Annotated[

@@ -16,7 +16,7 @@ from tinlab.models.convolutions import choose_ways
 from tinlab.models.dropconnect import add_dropconnect
 from tinlab.models.dropout import quicken
 from tinlab.models.fits import fits, outline, takes_single_images
-from tinlab.models.initialise import initialise
+from tinlab.models.initialise import initialise, scaled_after
 from tinlab.models.network import Network
 
 MODELS: dict[str, Network] = {
@@ -102,4 +102,5 @@ def begin(model: nn.Module, knobs: recipe.Model, images: Tensor) -> weights.Load
         initialise(model, knobs.init, network.resolve(knobs).activation, images)
     if knobs.weights is None:
         return None
-    return weights.load_into(model, network, knobs, image_size=size)
+    with scaled_after(model, knobs.init, images):
+        return weights.load_into(model, network, knobs, image_size=size)

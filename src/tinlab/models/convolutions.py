@@ -161,10 +161,12 @@ class _ConvolutionByMatrices(torch.autograd.Function):
         ctx.geometry, ctx.way = geometry, way
         if way == "dense":
             matrix = geometry.spread(weight, x.dtype)
-            y = _maps(_images(x) @ matrix.t(), geometry.outputs)
+            y = _empty_maps(x, len(weight), geometry.outputs)
+            torch.mm(_images(x), matrix.t(), out=y.permute(0, 2, 3, 1).view(len(x), -1))
         elif way == "pointwise":
             matrix = weight.flatten(1).to(x.dtype)
-            y = _maps((_positions(x) @ matrix.t()).view(len(x), -1), geometry.outputs)
+            y = _empty_maps(x, len(weight), geometry.outputs)
+            torch.mm(_positions(x), matrix.t(), out=y.permute(0, 2, 3, 1).view(-1, len(weight)))
         else:
             matrix = weight.to(x.dtype)
             y = F.conv2d(x, matrix, None, geometry.stride, geometry.padding)
@@ -213,6 +215,13 @@ def _positions(x: Tensor) -> Tensor:
 def _maps(images: Tensor, size: Pair) -> Tensor:
     """(B, H W C) -> (B, C, H, W), channels last, without a copy."""
     return images.view(len(images), *size, -1).permute(0, 3, 1, 2)
+
+
+def _empty_maps(x: Tensor, channels: int, size: Pair) -> Tensor:
+    """(B, channels, H, W), channels last: memory of its own and no view, which the layer behind could not
+    change in place."""
+    order = torch.channels_last
+    return torch.empty(len(x), channels, *size, dtype=x.dtype, device=x.device, memory_format=order)
 
 
 def _patches(x: Tensor, geometry: _Geometry) -> Tensor:

@@ -50,6 +50,7 @@ def _noise(x: Tensor, rate: float) -> Tensor:
     drawn = np.random.SFC64(seed).random_raw(-(-x.numel() * bits // 64))  # 64 bits each
     words = torch.from_numpy(drawn.view(f"int{bits}")[: x.numel()])
     kept = torch.tensor(1 / (1 - rate), dtype=x.dtype, device="cpu").view(words.dtype)
-    words.ge_(round(rate * 2**bits) - 2 ** (bits - 1)).mul_(kept)  # 1 or 0, and then the value's bits or 0
+    fewest = min(round(rate * 2**bits), 2**bits - 1)  # of 2^bits words, so many are dropped
+    words.ge_(fewest - 2 ** (bits - 1)).mul_(kept)  # 1 or 0, and then the value's bits or 0
     strides = torch.empty_like(x, device="meta").stride()
     return words.view(x.dtype).as_strided(x.shape, strides)

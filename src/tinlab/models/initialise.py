@@ -12,6 +12,8 @@ with LeCun's variance 1 / fan in). For ELU, GELU and SiLU no paper states one: t
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -50,6 +52,22 @@ def initialise(
     if isinstance(init, recipe.Lsuv) and layers:
         assert images is not None
         scale_to_unit_variance(model, images.to(layers[0].weight.device), init.tolerance)
+
+
+@contextmanager
+def scaled_after(model: nn.Module, init: recipe.Init | None, images: Tensor) -> Iterator[None]:
+    """While entered, layers of `model` may get other weights. By LSUV those that did not are scaled again
+    then, on `images`: what they see is no longer what they were scaled on."""
+    if not isinstance(init, recipe.Lsuv):
+        yield
+        return
+    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    before = [layer.weight.detach().clone() for layer in layers]
+    yield
+    pairs = zip(layers, before, strict=True)
+    given = {layer for layer, weight in pairs if not torch.equal(layer.weight.detach(), weight)}
+    if given:
+        scale_to_unit_variance(model, images.to(layers[0].weight.device), init.tolerance, leave=given)
 
 
 def _draw(layer: Layer, init: recipe.Init, activation: str, *, last: bool) -> None:
@@ -138,7 +156,9 @@ def orthogonal_like(layer: Layer) -> Tensor:
 
 
 @torch.no_grad()
-def scale_to_unit_variance(model: nn.Module, images: Tensor, tolerance: float) -> None:
+def scale_to_unit_variance(
+    model: nn.Module, images: Tensor, tolerance: float, *, leave: Collection[nn.Module] = ()
+) -> None:
     """Divide each weight of a Conv2d or Linear by its output's standard deviation on `images`, in forward
     order, until the variance over all of the output is within `tolerance` of 1, at most ROUNDS times.
 
@@ -152,10 +172,10 @@ def scale_to_unit_variance(model: nn.Module, images: Tensor, tolerance: float) -
     that training never shows them. Their running statistics are left alone. All else is in evaluation mode,
     so that dropout, DropConnect and stochastic depth draw nothing and every block runs.
 
-    Left as they are: layers that this pass does not call, such as auxiliary classifiers, and layers whose
-    outputs are all equal.
+    Left as they are: layers in `leave`, those that this pass does not call, such as auxiliary classifiers,
+    and those whose outputs are all equal.
     """
-    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    layers = [module for module in model.modules() if isinstance(module, Layer) and module not in leave]
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]

@@ -194,7 +194,8 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*units))
             self.add_module(f"layer{stage + 1}", stages[-1])
         self.last_bn = nn.BatchNorm2d(inputs) if order == "e" else nn.Identity()
-        self.last_act = activation(knobs.activation) if order in ("d", "e") else nn.Identity()
+        ends = order in ("d", "e")  # in (d) with the last block's own output, which a penalty may be on
+        self.last_act = activation(knobs.activation, inplace=order == "e") if ends else nn.Identity()
         self.dropout = nn.Dropout(knobs.dropout[0]) if knobs.dropout[0] else nn.Identity()
         self.fc = nn.Linear(inputs, classes)
         self.stages = len(blocks)

@@ -283,12 +283,20 @@ def _kept(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[tuple[
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Memory order is not kept: safetensors wants each tensor dense, in the order of its dimensions.
+    """Memory order is not kept: safetensors wants each tensor dense, in the order of its dimensions, and
+    layers that share a weight with a copy of it each.
 
     Raises OSError where the disk refuses.
     """
+    dense: dict[str, Tensor] = {}
+    places = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        dense[name] = value.clone() if place in places else value
+        places.add(place)
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        save_file(dense, path)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:

@@ -68,6 +68,7 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
             if isinstance(stage.prune, ChannelPruning):
                 pruning.import_torch_pruning()
                 pruning.check_layers(sketch)
+                _can_be_cut(phase, stage.prune, classes, size, f"stages.{number}.prune.keep")
             elif stage.prune:
                 pruning.Masks.of(sketch, stage.prune.keep, field=f"stages.{number}.prune.keep")
             shapes = {name: parameter.shape for name, parameter in sketch.named_parameters()}
@@ -85,6 +86,22 @@ def recipe_fits(recipe: Recipe, pack: Pack) -> None:
             raise TinlabError(f"{pack.path} has no labelled images in '{name}', which training needs")
 
 
+def _can_be_cut(phase: Recipe, prune: ChannelPruning, classes: int, size: int, field: str) -> None:
+    """Raise TinlabError where channels cannot be pruned, by pruning those of a network that is then dropped:
+    that its channels can be followed shows in no sketch."""
+    with torch.random.fork_rng(devices=[]):
+        model = models.build(phase.model, classes, image_size=size)
+    pruning.prune_channels(
+        model,
+        prune.share,
+        scope=prune.scope,
+        classifier=models.find(phase.model.name, size).classifier,
+        leave=prune.keep,
+        image_size=size,
+        field=field,
+    )
+
+
 def weights_fit(recipe: Recipe, pack: Pack) -> None:
     """Raise TinlabError where the weights that `recipe` starts from, if any, cannot be had or do not fit.
 
@@ -94,13 +111,20 @@ def weights_fit(recipe: Recipe, pack: Pack) -> None:
 
 
 def ranks_fit(recipe: Recipe, pack: Pack, ranks: Ranks) -> None:
-    """Raise TinlabError where a stage of `recipe` cannot be shared out among `ranks`: its batches, or a
-    penalty on weights that stochastic depth leaves out of a step, which torch's gradients do not wait for."""
+    """Raise TinlabError where a stage of `recipe` cannot be shared out among `ranks`: its batches, the images
+    that a batch norm of one rank needs, or a penalty on weights that stochastic depth leaves out of a step,
+    which torch's gradients do not wait for."""
+    classes, size = len(pack.info.classes), network_size(recipe, pack)
     for phase in recipe.phases:
-        ranks.shard(phase.schedule.batch_size, phase.schedule.accumulate)
-        if ranks.count == 1 or not phase.loss.penalties:
+        part = len(ranks.shard(phase.schedule.batch_size, phase.schedule.accumulate))
+        if ranks.count == 1:
             continue
-        sketch = models.sketch(phase.model, len(pack.info.classes), image_size=network_size(recipe, pack))
+        if part == phase.schedule.accumulate and not phase.compute.sync_batch_norm:
+            sizes = phase.data.image_sizes
+            models.check(phase.model, classes, image_size=size, train_sizes=sizes, train_batch=1)
+        if not phase.loss.penalties:
+            continue
+        sketch = models.sketch(phase.model, classes, image_size=size)
         dropped = set(layers_left_out(sketch))
         if any(layer in dropped for layer in Penalties(phase.loss.penalties, sketch).weighted):
             raise TinlabError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -148,10 +149,11 @@ def explain_out_of_memory(
         smaller = max(8, 3 * largest // 4 // 8 * 8)
         share = (smaller / largest) ** 2
         sizes = [min(size, smaller) for size in recipe.data.image_sizes]
-        tries.append(f"--set data.image_sizes={json.dumps(sizes)}, which keeps {share:.0%} of it")
+        words = shlex.quote(f"data.image_sizes={json.dumps(sizes, separators=(',', ':'))}")
+        tries.append(f"--set {words}, which keeps {share:.0%} of it")
     advice = "; then ".join(tries) or "take a smaller network (model.width)"
     if run is not None:
-        back = f"'tinlab train --resume {run}'"
+        back = f"'tinlab train --resume {shlex.quote(str(run))}'"
         said_again = f"goes on with this run {'from its last checkpoint' if saved else 'from its beginning'}"
         advice += f"; {back} {said_again} as it is, where other programs held the memory"
     return OutOfMemory(f"{said}; try {advice}")

@@ -28,6 +28,8 @@ class SharpnessAware:
         drawn = _random_states(device)
         found = backward()
         trained: list[Tensor] = [p for p in self._model.parameters() if p.grad is not None]
+        if not trained:  # stochastic depth has dropped them all
+            return found
         before = [p.detach().clone() for p in trained]
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         climb(trained, self._rho)

@@ -29,6 +29,7 @@ from tinlab.errors import TinlabError
 from tinlab.evaluation.predict import normalised
 from tinlab.files import write_json
 from tinlab.models.depth import count_blocks, expected_blocks, residual_blocks
+from tinlab.models.initialise import scaled_after
 from tinlab.models.structure import smaller
 from tinlab.models.weights import fresh_names
 from tinlab.ranks import Ranks, synchronise_batch_norm
@@ -167,13 +168,18 @@ class Setup:
             smaller(model, state.structure, image_size=shown.network_size)
         prune = None if span.stage is None or last is not None else span.stage.prune
         if last is None:
-            images = normalised(shown, self.batches.at(0).images)
+            whole = self.batches
+            if ranks.count > 1:  # the first batch whole on every rank, so that all begin as one process does
+                drawn = (recipe.schedule.batch_size, seed, device, span.variants)
+                whole = Batches(self.split, span.rows, *drawn, first_epoch=span.first_epoch, resident=False)
+            images = normalised(shown, whole.at(0).images)
             loaded = models.begin(model, run.recipe.beginning(span.number), images)
             if loaded is not None and ranks.first:
                 write_json(run.path / "environment.json", {**run.environment, "weights": asdict(loaded)})
         if left is not None:
             assert span.stage is not None
-            carry_over(left.weights, model, span.stage.fresh)
+            with scaled_after(model, recipe.model.init, images):
+                carry_over(left.weights, model, span.stage.fresh)
         if isinstance(prune, ChannelPruning):
             cut = prune_channels(
                 model,

@@ -107,7 +107,9 @@ def forward_backward(
         loss = mix.cross_entropy(logits, labels, batch.others, batch.weights, smoothing)
         labels = torch.where(batch.weights >= 0.5, labels, batch.others)
     added = penalties() if penalties is not None else None
-    backward(loss if added is None else loss + added)
+    whole = loss if added is None else loss + added
+    if whole.requires_grad:  # not where stochastic depth has dropped every layer that is trained
+        backward(whole)
     correct = (logits.detach().argmax(dim=1) == labels).sum()
     return loss.detach(), torch.zeros_like(loss) if added is None else added.detach(), correct
 
