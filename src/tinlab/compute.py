@@ -54,9 +54,9 @@ def choose_kernels(device: torch.device) -> None:
 def compiled(network: Callable[[Tensor], Tensor], compute: Compute) -> Callable[[Tensor], Tensor]:
     """`network` through torch.compile, where the recipe asks for it.
 
-    A kernel of its own for every size of images: one for all of them would be slower, and there are few. torch
-    allows 8 for one function, which blocks of a kind share, and stochastic depth needs one for each block:
-    here more are allowed.
+    A kernel of its own for every size of images: one for all of them would be slower, and there are few.
+    torch allows 8 for one function, which blocks of a kind share, and stochastic depth needs one for each
+    block: here more are allowed.
     """
     if not compute.compile:
         return network
