@@ -30,7 +30,7 @@ from tinlab.recipe import Model
 from tinlab.study.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parents[2]
-(RESNET20,) = (ROOT / "results" / "curves").glob("yu_resnet20-*-s0.csv")
+(RESNET20,) = (ROOT / "results" / "curves").glob("yu_resnet20-????????????-s0.csv")
 
 
 def line(name, seed=0, top1=50.0, budget=""):
